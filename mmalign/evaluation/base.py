@@ -1,0 +1,35 @@
+"""The contract of evaluators."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from mmalign.evaluation.table import Row
+
+if TYPE_CHECKING:
+    from mmalign.model import Aligner
+
+
+@dataclass(frozen=True)
+class Moment:
+    """When an evaluation takes place: what an evaluator copies into its rows."""
+
+    run: str
+    stage: str
+    stage_index: int
+    step: int
+    seed: int
+    trained_pairs: frozenset[frozenset[str]]
+    """Pairs of modalities that a loss has aligned up to now; other pairs are emergent."""
+
+
+class Evaluator(ABC):
+    """`evaluate(model, moment) -> rows`. Exactly one row of them has `main=True`.
+
+    A number that does not exist (a modality the model does not have yet, an empty gallery) is NaN, never 0. The model
+    is in eval mode and gradients are off while an evaluator runs; results depend on weights and data only.
+    """
+
+    @abstractmethod
+    def evaluate(self, model: "Aligner", moment: Moment, column: str) -> Iterator[Row]: ...
