@@ -1,0 +1,163 @@
+"""A run directory, and the formats of the files in it.
+
+Only `metrics.jsonl` and `config.yaml` are always there. Every other file may be missing: what reads it gets an empty
+value, and the report leaves that section out. All text is UTF-8, all JSON is strict (a missing number is null).
+
+    config.yaml        the full configuration, as it was resolved
+    metrics.jsonl      the table of metrics, one row a line (mmalign.evaluation.table)
+    run.json           {"name": str, "created": ISO date, "arm": str?, "seed": int, "command": str?,
+                        "versions": {package: version}, "machine": {property: text or number},
+                        "stages": [{"name": str, "steps": int,
+                                    "trainable": {component: parameters}, "frozen": {component: parameters}?}]}
+                       `arm` names what is compared (a retention method); runs of one arm differ in their seed
+    train.csv          one line a logged step: step, stage, loss, loss/NAME, learning_rate/GROUP, gradient_norm,
+                       samples_per_second, data_wait_share, seconds, …; empty where a step has no such number
+    quarantine.jsonl   one unusable sample a line: {"shard", "key", "offset", "stage", "error", "modality"?}
+    cost.json          {"total": COST, "stages": {name: COST}?}, with COST = {"samples", "tokens", "flops", "seconds",
+                       "peak_memory_bytes", "bytes_stored", …}: numbers, unit in the name
+    examples/          retrieval examples: mmalign.report.examples
+    diagnostics.json   {"modality_gap": {"stage": str?, "points": {modality: [[x, y], …]},
+                        "explained_variance": [first, second]?, "gaps": {"image-text": distance}?}}: the first two
+                       principal components of embeddings, and the distance between the modalities' means
+    sweep/ALPHA.jsonl  rows of the table for the weights interpolated by ALPHA ("0.50.jsonl") between those before and
+                       after the last stage: 0 is before, 1 is after (WiSE-FT)
+"""
+
+import csv
+import json
+import math
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from mmalign.evaluation.table import Row, read_rows
+from mmalign.report.examples import Example, read_examples
+
+
+def finite(value: Any) -> bool:
+    """Whether this is a number that can be shown: no text, no None, no NaN, no infinity."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+class Run:
+    """One run directory. Files are read when they are first asked for.
+
+    Raises:
+        FileNotFoundError: the directory, or the `metrics.jsonl` in it, is missing.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = Path(directory)
+        if not (self.directory / "metrics.jsonl").is_file():
+            raise FileNotFoundError(f"{self.directory} is no run directory: it has no metrics.jsonl")
+
+    @property
+    def name(self) -> str:
+        return str(self.info.get("name") or self.directory.resolve().name)
+
+    @property
+    def arm(self) -> str:
+        return str(self.info.get("arm") or self.name)
+
+    @property
+    def seed(self) -> int:
+        if finite(self.info.get("seed")):
+            return int(self.info["seed"])
+        return self.rows[0].seed if self.rows else 0
+
+    @property
+    def label(self) -> str:
+        """How a table or a plot of several runs names this one."""
+        return f"{self.arm} · seed {self.seed}" if self.info.get("arm") else self.name
+
+    @cached_property
+    def rows(self) -> list[Row]:
+        return read_rows(self.directory / "metrics.jsonl")
+
+    @cached_property
+    def last_rows(self) -> list[Row]:
+        """The rows of the last moment of evaluation, with which a run ends."""
+        last = max((row.stage_index for row in self.rows), default=0)
+        return [row for row in self.rows if row.stage_index == last]
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        import yaml
+
+        path = self.directory / "config.yaml"
+        loaded = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else None
+        return loaded if isinstance(loaded, dict) else {}
+
+    @cached_property
+    def info(self) -> dict[str, Any]:
+        return self._json("run.json")
+
+    @cached_property
+    def stages(self) -> list[dict[str, Any]]:
+        return [stage for stage in self.info.get("stages") or [] if isinstance(stage, dict)]
+
+    @cached_property
+    def cost(self) -> dict[str, dict[str, Any]]:
+        """Costs by stage, in order, with "total" last; empty without a cost.json."""
+        loaded = self._json("cost.json")
+        stages = {str(k): v for k, v in (loaded.get("stages") or {}).items() if isinstance(v, dict)}
+        total = loaded.get("total")
+        return stages | ({"total": total} if isinstance(total, dict) else {})
+
+    @cached_property
+    def modality_gap(self) -> dict[str, Any]:
+        gap = self._json("diagnostics.json").get("modality_gap")
+        return gap if isinstance(gap, dict) and isinstance(gap.get("points"), dict) else {}
+
+    @cached_property
+    def quarantine(self) -> list[dict[str, Any]]:
+        path = self.directory / "quarantine.jsonl"
+        if not path.is_file():
+            return []
+        records = [_parsed(line) for line in path.read_text(encoding="utf-8", errors="replace").splitlines()]
+        return [record for record in records if isinstance(record, dict)]
+
+    @cached_property
+    def train(self) -> list[dict[str, str]]:
+        """Lines of train.csv; without the last one, if the process died while writing it."""
+        path = self.directory / "train.csv"
+        if not path.is_file():
+            return []
+        with open(path, encoding="utf-8", errors="replace", newline="") as file:
+            return [line for line in csv.DictReader(file) if None not in line and None not in line.values()]
+
+    def series(self, name: str) -> tuple[list[float], list[float]]:
+        """Steps and values of one column of train.csv, where it has a finite value."""
+        points = [(_number(line.get("step")), _number(line.get(name))) for line in self.train]
+        kept = [(step, value) for step, value in points if math.isfinite(step) and math.isfinite(value)]
+        return [step for step, _ in kept], [value for _, value in kept]
+
+    @cached_property
+    def examples(self) -> list[Example]:
+        return read_examples(self.directory)
+
+    @cached_property
+    def sweep(self) -> dict[float, list[Row]]:
+        """Rows by the alpha of the interpolated weights, ascending."""
+        paths = {_number(path.stem): path for path in (self.directory / "sweep").glob("*.jsonl")}
+        return {alpha: read_rows(paths[alpha]) for alpha in sorted(paths) if math.isfinite(alpha)}
+
+    def _json(self, name: str) -> dict[str, Any]:
+        path = self.directory / name
+        loaded = _parsed(path.read_text(encoding="utf-8")) if path.is_file() else None
+        return loaded if isinstance(loaded, dict) else {}
+
+
+def _parsed(text: str) -> Any:
+    # A side file that was cut off by a crash must not cost the report of the rest.
+    try:
+        return json.loads(text)
+    except ValueError:
+        return None
+
+
+def _number(text: str | None) -> float:
+    try:
+        return float(text) if text else math.nan
+    except ValueError:
+        return math.nan
