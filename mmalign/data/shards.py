@@ -31,8 +31,8 @@ def write_shards(
 ) -> list[Path]:
     """Write `SPLIT-000000.tar`, `SPLIT-000001.tar`, … and return their paths; no samples give no tar.
 
-    Headers are ustar with time, owner and group 0 and mode 0644, so the same samples give the same bytes. Each tar appears
-    under its name only when it is complete and on disk.
+    Headers are ustar with time, owner and group 0 and mode 0644, so the same samples give the same bytes. Each tar
+    appears under its name only when it is complete and on disk.
 
     Args:
         samples: their members are written in the given order, next to each other.
@@ -132,7 +132,7 @@ def _check(sample: RawSample, taken: set[bytes]) -> None:
     """Refuse what would make an unsafe, ambiguous or unreadable tar; note the key as taken."""
     if not _KEY.fullmatch(sample.key):
         raise ValueError(
-            f"key {sample.key!r}: a key starts with a letter, digit or underscore and holds no dot, slash or control sign"
+            f"key {sample.key!r}: keys start with a letter, digit or underscore and hold no dot, slash or control sign"
         )
     if not sample.members:
         raise ValueError(f"sample {sample.key!r} has no members")

@@ -1,4 +1,4 @@
-"""What a data source is: something that yields samples by split, in a fixed order, and accounts for what it left out."""
+"""What a data source is: it yields samples by split, in a fixed order, and accounts for what it left out."""
 
 import hashlib
 import inspect
@@ -15,11 +15,11 @@ from mmalign.data.sample import RawSample
 class Source(ABC):
     """Turns one data set into samples that `mmalign.data.shards.build` writes as a shard directory.
 
-    The typed constructor is the schema of the settings; every argument is kept as an attribute of its own name, so that the
-    card can state it. Yielding is deterministic: the same source and settings give the same samples in the same order.
+    The typed constructor is the schema of the settings; every argument is kept as an attribute of its own name, so that
+    the card can state it. Yielding is deterministic: the same source and settings give the same samples in one order.
 
     Attributes:
-        name: short name, the prefix of nothing, the title of the card.
+        name: short name; the title of the card.
         licence: the licence of the *data*, as an SPDX identifier where there is one.
         description: one to three sentences for the card.
         execution_settings: arguments that say how to build, not what; they change no byte and stay off the card.
@@ -69,8 +69,8 @@ def json_member(metadata: Mapping[str, Any]) -> bytes:
 def hashed_split(key: str, shares: Mapping[str, float], salt: str = "") -> str:
     """The split of an item by a keyed hash of its name: independent of order and of what else there is.
 
-    `shares` are positive numbers in a fixed order; an item's split changes only when they or the salt do. Give items that
-    must stay on one side (near-duplicates) the same `key`.
+    `shares` are positive numbers in a fixed order; an item's split changes only when they or the salt do. Give items
+    that must stay on one side (near-duplicates) the same `key`.
     """
     digest = hashlib.blake2b(key.encode("utf-8"), key=salt.encode("utf-8")[:64], digest_size=8).digest()
     point = int.from_bytes(digest, "big") / 2**64 * sum(shares.values())
