@@ -1,0 +1,191 @@
+"""The `mmalign` command. Thin: it parses, imports what a subcommand needs, and calls it."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from mmalign import __version__
+
+_TRAIN_HELP = """\
+Runs every stage of an experiment and evaluates every column before the first stage and after each of them.
+
+The YAML is complete: nothing is layered. Any of its keys can be overridden with its dotted path:
+
+    mmalign train --config configs/debug.yaml --seed 3 --stages.one.steps 20 --model.init_args.dim=64
+
+A misspelt key, an unknown class or a value of the wrong type is refused, with the key's name, before anything is built.
+RUN gets config.yaml, metrics.jsonl, train.csv, quarantine.jsonl, cost.json, checkpoints/, wandb/ and report.html.
+
+Several processes (the global batch, and so the result, stays the same):
+
+    torchrun --nproc-per-node 4 -m mmalign train --config FILE --out RUN --runtime.devices 4
+    srun --ntasks-per-node 4 --gpus-per-task 1 mmalign train --config FILE --out RUN --runtime.devices 4 --runtime.num_nodes $SLURM_NNODES
+"""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of all subcommands; building it imports nothing heavy."""
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(
+        prog="mmalign",
+        description="Multimodal alignment that does not forget: train image, audio and text encoders stage by stage, "
+        "measure after every stage what was learned and what was lost.",
+    )
+    parser.add_argument("--version", action="version", version=f"mmalign {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    demo = commands.add_parser(
+        "demo",
+        help="align three modalities from nothing, and see what is forgotten",
+        description="Builds the data, trains, evaluates, and leaves OUT/report.html and OUT/metrics.jsonl. 'scenes' is "
+        "generated and needs no download; 'tuxpaint' fetches real pictures, real speech and pretrained towers.",
+    )
+    demo.add_argument("--data", choices=["scenes", "tuxpaint"], default="scenes", help="default: %(default)s")
+    demo.add_argument("--out", type=Path, default=None, help="default: runs/demo, or runs/tuxpaint")
+
+    assets = commands.add_parser("assets", help="pretrained weights and data sets: list, fetch, find")
+    verbs = assets.add_subparsers(dest="verb", required=True, metavar="VERB")
+    verbs.add_parser("list", help="what there is, its licence, size, and whether it is in the cache")
+    fetch = verbs.add_parser("fetch", help="download, verify by SHA-256, keep in the cache ($MMALIGN_CACHE)")
+    fetch.add_argument("names", nargs="+", metavar="NAME")
+    verbs.add_parser("path", help="where an asset lies").add_argument("name", metavar="NAME")
+
+    data = commands.add_parser("data", help="shard directories: build, index, check, describe")
+    verbs = data.add_subparsers(dest="verb", required=True, metavar="VERB")
+    build = verbs.add_parser(
+        "build",
+        help="any data set -> WebDataset tars, an index and a data card",
+        description="SOURCE is scenes, tuxpaint, openclipart, docstrings, … or the class path of a Source of your own. "
+        "Settings of the source follow as --KEY VALUE, for example: mmalign data build scenes --out DIR --train 2000",
+    )
+    build.add_argument("source", metavar="SOURCE")
+    build.add_argument("--out", type=Path, required=True, metavar="DIR")
+    index = verbs.add_parser("index", help="index tars that others wrote (img2dataset, open_clip users)")
+    index.add_argument("directory", type=Path, metavar="DIR")
+    index.add_argument(
+        "--tolerate", action="store_true", help="index the good samples of damaged tars, report the rest"
+    )
+    check = verbs.add_parser("check", help="decode everything, and report what training would quarantine")
+    check.add_argument("directory", type=Path, metavar="DIR")
+    verbs.add_parser("card", help="print the data card").add_argument("directory", type=Path, metavar="DIR")
+
+    train = commands.add_parser("train", help="run an experiment", description=_TRAIN_HELP, formatter_class=raw)
+    train.add_argument("--config", type=Path, required=True, metavar="FILE", help="the experiment, one complete YAML")
+    train.add_argument("--out", type=Path, default=None, metavar="RUN", help="the run's folder; default: runs/NAME")
+    train.add_argument(
+        "--resume", action="store_true", help="go on where the run's last checkpoint stands, if it has one"
+    )
+    train.add_argument("--print-config", action="store_true", help="print the complete configuration, and stop")
+
+    evaluate = commands.add_parser("evaluate", help="zero-shot retrieval of a run or checkpoint on any shards")
+    evaluate.add_argument("checkpoint", type=Path, metavar="RUN_OR_CHECKPOINT")
+    evaluate.add_argument("--data", type=Path, required=True, metavar="SHARDS")
+    evaluate.add_argument("--split", default="test", help="default: %(default)s")
+    evaluate.add_argument("--modalities", nargs="*", default=[], metavar="NAME=PATTERN", help="e.g. text=captions[*]")
+    evaluate.add_argument("--gallery", type=int, default=None, help="only the first so many samples")
+    evaluate.add_argument("--out", type=Path, default=None, metavar="FILE", help="write the rows there as JSON lines")
+
+    report = commands.add_parser("report", help="one self-contained HTML page of one or several runs")
+    report.add_argument("runs", nargs="+", type=Path, metavar="RUN")
+    report.add_argument("--out", type=Path, default=None, metavar="FILE")
+
+    compare = commands.add_parser(
+        "compare",
+        help="arms and seeds side by side: table, heat maps, stability against plasticity",
+        description="Takes finished runs, or a YAML that names arms and seeds, whose missing runs it trains first.",
+    )
+    compare.add_argument("runs", nargs="*", type=Path, metavar="RUN")
+    compare.add_argument("--config", type=Path, default=None, metavar="FILE", help="an experiment with arms and seeds")
+    compare.add_argument("--out", type=Path, default=None, metavar="DIR", help="default: runs/compare, or runs/NAME")
+    compare.add_argument("--results", type=Path, default=None, metavar="JSON", help="write the figures there as well")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one subcommand; returns the exit status. Errors of the user's making are one line on stderr."""
+    parser = build_parser()
+    options, rest = parser.parse_known_args(arguments)
+    takes_rest = options.command in ("train", "compare") or (options.command == "data" and options.verb == "build")
+    if rest and not takes_rest:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    try:
+        return _COMMANDS[options.command](options, rest) or 0
+    except (ValueError, OSError, FloatingPointError, ImportError) as error:
+        print(f"mmalign: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("mmalign: interrupted; go on with --resume", file=sys.stderr)
+        return 130
+
+
+def _demo(options: argparse.Namespace, rest: list[str]) -> int | None:
+    from mmalign.training.demo import run_demo
+
+    return run_demo(options.data, options.out)
+
+
+def _assets(options: argparse.Namespace, rest: list[str]) -> int | None:
+    from mmalign.assets import commands
+
+    if options.verb == "list":
+        return commands.list_assets()
+    return commands.fetch(options.names) if options.verb == "fetch" else commands.path(options.name)
+
+
+def _data(options: argparse.Namespace, rest: list[str]) -> int | None:
+    from mmalign.data import commands
+
+    if options.verb == "build":
+        from mmalign.training.config import parse_overrides
+
+        return commands.build(options.source, options.out, **parse_overrides(rest))
+    if options.verb == "index":
+        return commands.index(options.directory, tolerate=options.tolerate)
+    return commands.check(options.directory) if options.verb == "check" else commands.card(options.directory)
+
+
+def _train(options: argparse.Namespace, rest: list[str]) -> int | None:
+    from mmalign.training.config import check_config, parse_overrides, read_config
+
+    config = check_config(read_config(options.config, parse_overrides(rest)))
+    if options.print_config:
+        import yaml
+
+        print(yaml.safe_dump(config, sort_keys=False, allow_unicode=True), end="")
+        return 0
+    from mmalign.training.run import train
+
+    train(config, options.out or Path("runs") / config["name"], resume=options.resume)
+    return 0
+
+
+def _evaluate(options: argparse.Namespace, rest: list[str]) -> int | None:
+    from mmalign.evaluation.commands import evaluate
+
+    patterns = dict(entry.split("=", 1) for entry in options.modalities)
+    return evaluate(options.checkpoint, options.data, options.split, patterns, options.gallery, options.out)
+
+
+def _report(options: argparse.Namespace, rest: list[str]) -> int | None:
+    from mmalign.report.commands import report
+
+    print(report(options.runs, options.out))
+    return 0
+
+
+def _compare(options: argparse.Namespace, rest: list[str]) -> int | None:
+    from mmalign.training.compare import compare
+
+    return compare(options.runs, options.config, rest, options.out, options.results)
+
+
+_COMMANDS = {
+    "demo": _demo,
+    "assets": _assets,
+    "data": _data,
+    "train": _train,
+    "evaluate": _evaluate,
+    "report": _report,
+    "compare": _compare,
+}

@@ -1,0 +1,165 @@
+"""The model: encoders, one projection per modality, and an optional fusion. No losses, no Lightning."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mmalign.batch import Batch, Embeddings, Tokens, Values
+from mmalign.encoders.base import Encoder
+from mmalign.fusion.base import Fusion
+
+FUSED = "fused"
+
+
+class Projection(nn.Module):
+    """A tower's pooled output -> the shared space: linear, plus a residual two-layer perceptron when `hidden` > 0.
+
+    A projection belongs to one modality: when towers share one, training a new modality through it moves the old ones
+    even if their towers are frozen.
+    """
+
+    def __init__(self, width: int, dim: int, hidden: int = 0, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.linear = nn.Linear(width, dim)
+        self.residual: nn.Module | None = None
+        if hidden:
+            self.residual = nn.Sequential(
+                nn.LayerNorm(width),
+                nn.Linear(width, hidden),
+                nn.GELU(),
+                nn.Dropout(dropout),
+                nn.Linear(hidden, dim),
+            )
+
+    def forward(self, pooled: Float[Tensor, "batch width"]) -> Float[Tensor, "batch dim"]:
+        projected = self.linear(pooled)
+        return projected if self.residual is None else projected + self.residual(pooled)
+
+
+class Aligner(nn.Module):
+    """Batch -> Tokens per modality -> vectors in one space -> (fused vector).
+
+    Args:
+        encoders: one tower per modality; the names are the modality names used everywhere else.
+        dim: channels of the shared space.
+        projection_hidden: width of the projections' residual perceptron; 0 means linear projections.
+        projection_dropout: in that perceptron.
+        fusion: joins the projected vectors into "fused"; None for none.
+
+    Raises:
+        ValueError: a modality is called "fused", or has a dot in its name.
+    """
+
+    def __init__(
+        self,
+        encoders: dict[str, Encoder],
+        dim: int = 128,
+        projection_hidden: int = 0,
+        projection_dropout: float = 0.0,
+        fusion: Fusion | None = None,
+    ) -> None:
+        super().__init__()
+        for name in encoders:
+            if name == FUSED or "." in name:
+                raise ValueError(f"model.encoders: {name!r} cannot be a modality's name")
+        self.dim = dim
+        self.encoders = nn.ModuleDict(encoders)
+        self.projections = nn.ModuleDict(
+            {
+                name: Projection(encoder.width, dim, projection_hidden, projection_dropout)
+                for name, encoder in encoders.items()
+            }
+        )
+        self.fusion = fusion
+        if fusion is not None:
+            fusion.build(sorted(encoders), dim)
+
+    @property
+    def modalities(self) -> list[str]:
+        return list(self.encoders)
+
+    def components(self) -> dict[str, nn.Module]:
+        """The parts that stages name: "encoder.image", "projection.image", …, "fusion"."""
+        parts: dict[str, nn.Module] = {f"encoder.{name}": tower for name, tower in self.encoders.items()}
+        parts |= {f"projection.{name}": projection for name, projection in self.projections.items()}
+        if self.fusion is not None:
+            parts["fusion"] = self.fusion
+        return parts
+
+    def encode(self, name: str, values: Values) -> Tokens:
+        """One modality's values (not cached features) through its tower. A frozen tower builds no graph."""
+        tower = self.encoders[name]
+        trained = any(parameter.requires_grad for parameter in tower.parameters())
+        with torch.set_grad_enabled(torch.is_grad_enabled() and trained):
+            return tower(values.values, values.mask)
+
+    def project(self, name: str, pooled: Float[Tensor, "batch width"]) -> Float[Tensor, "batch dim"]:
+        """Pooled tower outputs -> the shared space, not yet normalised."""
+        return self.projections[name](pooled)
+
+    def embed(self, name: str, values: Values) -> Float[Tensor, "batch dim"]:
+        """One modality's unit vectors, from values or from cached features; absent rows are zero."""
+        pooled = values.features if values.features is not None else self.encode(name, values).pooled
+        return self._unit(self.project(name, pooled), values.present)
+
+    def fuse(
+        self, vectors: dict[str, Float[Tensor, "batch dim"]], present: dict[str, Tensor]
+    ) -> Float[Tensor, "batch dim"]:
+        """Unit vectors of any non-empty subset of modalities -> unit fused vectors.
+
+        Raises:
+            ValueError: the model has no fusion.
+        """
+        if self.fusion is None:
+            raise ValueError("the model has no fusion: set model.init_args.fusion")
+        return self._unit(self.fusion(vectors, present), torch.stack(list(present.values())).any(0))
+
+    def forward(self, batch: Batch) -> Embeddings:
+        vectors: dict[str, Tensor] = {}
+        pooled: dict[str, Tensor] = {}
+        likelihoods: dict[str, Tensor] = {}
+        present = {name: values.present for name, values in batch.modalities.items()}
+        for name, values in batch.modalities.items():
+            pooled[name], likelihood = self._pooled(name, values, batch.language)
+            vectors[name] = self._unit(self.project(name, pooled[name]), values.present)
+            if likelihood is not None:
+                likelihoods[name] = likelihood
+        if self.fusion is not None:
+            vectors[FUSED] = self.fuse(vectors, present)
+            present = {**present, FUSED: torch.stack(list(present.values())).any(0)}
+        return Embeddings(vectors, present, batch.group, likelihoods, pooled)
+
+    def _pooled(self, name: str, values: Values, language: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Pooled outputs [batch, width], and likelihoods [batch, 2] of language rows; only present rows are computed."""
+        if values.features is not None:
+            return values.features, None
+        rows = values.present.nonzero().squeeze(1)
+        some = values if len(rows) == len(values.present) else values.map_tensors(lambda tensor: tensor[rows])
+        if len(rows) == 0:
+            zeros = torch.zeros(len(values.present), self.encoders[name].width, device=values.present.device)
+            return zeros, None
+        tokens = self.encode(name, some)
+        likelihood = None
+        if language is not None and hasattr(self.encoders[name], "likelihood"):
+            likelihood = self._likelihood(name, tokens, some, language, rows)
+        if len(rows) == len(values.present):
+            return tokens.pooled, likelihood
+        return tokens.pooled.new_zeros(len(values.present), tokens.pooled.shape[1]).index_copy(
+            0, rows, tokens.pooled
+        ), likelihood
+
+    def _likelihood(self, name: str, tokens: Tokens, values: Values, language: Tensor, rows: Tensor) -> Tensor:
+        wanted = language[rows].nonzero().squeeze(1)
+        result = torch.zeros(len(language), 2, device=language.device)
+        if len(wanted) == 0:
+            return result
+        part = values.map_tensors(lambda tensor: tensor[wanted])
+        scored = self.encoders[name].likelihood(tokens.map_tensors(lambda t: t[wanted]), part.values, part.mask)
+        return result.to(scored.dtype).index_copy(0, rows[wanted], scored)
+
+    @staticmethod
+    def _unit(vectors: Tensor, present: Tensor) -> Tensor:
+        # float32 also under autocast: logits of bf16 unit vectors are too coarse for a scale of 100
+        unit = F.normalize(vectors if vectors.dtype == torch.float64 else vectors.float(), dim=-1)
+        return torch.where(present.unsqueeze(-1), unit, torch.zeros_like(unit))

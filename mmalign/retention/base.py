@@ -1,0 +1,104 @@
+"""The contract of retention: what a method keeps when a stage ends, and what it adds to the next one."""
+
+import copy
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mmalign.batch import Batch, Embeddings
+from mmalign.data.config import ShardData
+from mmalign.model import Aligner
+
+
+@dataclass
+class StagePlan:
+    """One stage as the methods see it. `prepare` may change it; that is how a method adds data or freezes parts.
+
+    Attributes:
+        index: 1 for the first stage.
+        name: from the configuration.
+        steps, batch_size: of the stage; the batch is the global one.
+        data: what the stage draws from, by name; weights are relative to each other.
+        replay: what methods add, by name, each with the share of the batch that it replaces; the rest goes to `data`.
+        losses: active losses by name, with weights.
+        trainable: by component glob ("encoder.text"): "all", "none", or the number of last layers that are trained.
+        seed: of the run.
+        directory: the run's folder; a method writes below directory / "retention".
+        past: the plans of the stages before this one, as they were configured.
+    """
+
+    index: int
+    name: str
+    steps: int
+    batch_size: int
+    data: dict[str, ShardData]
+    losses: dict[str, float]
+    trainable: dict[str, int | str]
+    seed: int
+    directory: Path
+    past: list["StagePlan"] = field(default_factory=list)
+    replay: dict[str, tuple[ShardData, float]] = field(default_factory=dict)
+
+    def clone(self) -> "StagePlan":
+        """An independent copy, so that a change by a method does not reach the configuration."""
+        return copy.deepcopy(self)
+
+
+class Retention:
+    """A method against forgetting. Methods compose: a run has any number of them, by name.
+
+    Order of calls in a stage: `prepare` (before the data is opened), `begin` (before the first step; also after a resume,
+    with the model as it stood when the stage began), then per step `penalty`, `after_step`; then `end`. All of them are
+    deterministic functions of configuration, weights and data, so that a run that was killed repeats them.
+    """
+
+    def prepare(self, plan: StagePlan, model: Aligner) -> None:
+        """Change the plan: add replay, freeze components, keep losses of the past active."""
+
+    def begin(self, plan: StagePlan, model: Aligner, losses: dict[str, nn.Module]) -> None:
+        """The model is as it was before the stage; parameters already have their `requires_grad`."""
+
+    def penalty(self, model: Aligner, batch: Batch, embeddings: Embeddings) -> dict[str, Tensor]:
+        """Named scalars to add to the loss, weighted already.
+
+        `batch` holds this rank's rows and `embeddings` those of all ranks (see Embeddings.rows); what the ranks return
+        adds up to the penalty of the global batch.
+        """
+        return {}
+
+    def after_step(self, plan: StagePlan, model: Aligner, batch: Batch, embeddings: Embeddings) -> None:
+        """After the optimizer's step; embeddings are detached."""
+
+    def end(self, plan: StagePlan, model: Aligner, losses: dict[str, nn.Module]) -> None:
+        """The stage is over: keep what the next ones need. May replace weights (averaging methods do)."""
+
+    def bytes_stored(self) -> int:
+        """What the method keeps, on disk and in memory, for the report."""
+        return 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors and plain values (loadable with `weights_only=True`)."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The inverse of `state_dict`."""
+
+
+def tensor_bytes(tensors: dict[str, Tensor]) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+
+
+def trainable_state(model: nn.Module) -> dict[str, Tensor]:
+    """Detached clones of the parameters that are trained, by name."""
+    return {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
+
+
+@torch.no_grad()
+def load_parameters(model: nn.Module, values: dict[str, Tensor]) -> None:
+    """Overwrite the named parameters in place."""
+    parameters = dict(model.named_parameters())
+    for name, value in values.items():
+        parameters[name].copy_(value)

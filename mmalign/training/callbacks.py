@@ -1,0 +1,146 @@
+"""What happens beside a training step: logging, checkpoints, a clean exit on SIGTERM."""
+
+import resource
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import lightning as L
+import torch
+
+from mmalign.batch import Batch
+from mmalign.data.faults import QuarantineLog
+from mmalign.training.checkpoints import CheckpointFolder
+from mmalign.training.module import AlignmentModule
+
+
+class Journal(L.Callback):
+    """Logs losses, scales, learning rates, gradient norm, samples per second, data-wait share and memory.
+
+    Args:
+        log: takes (values by name, step over all stages).
+        offset: optimizer steps of the stages before.
+        every: in steps.
+        quarantine: gets the faults of every batch.
+        allowed_faults: the run stops when there are more.
+    """
+
+    def __init__(
+        self,
+        log: Callable[[dict[str, Any], int], None],
+        offset: int,
+        every: int,
+        quarantine: QuarantineLog,
+        allowed_faults: float,
+    ) -> None:
+        self.log = log
+        self.offset = offset
+        self.every = every
+        self.quarantine = quarantine
+        self.allowed_faults = allowed_faults
+        self.samples = 0
+        self.waited_seconds = 0.0
+        self.gradient_norm = float("nan")
+        self._since = self._ended = time.perf_counter()
+
+    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        self._since = self._ended = time.perf_counter()
+
+    def on_train_batch_start(self, trainer: L.Trainer, module: L.LightningModule, batch: Batch, batch_idx: int) -> None:
+        self.waited_seconds += time.perf_counter() - self._ended
+        if self.quarantine.add(batch.faults) and self.quarantine.count > self.allowed_faults:
+            raise ValueError(
+                f"{self.quarantine.count} samples cannot be used, more than max_fault_share allows "
+                f"({self.allowed_faults:.0f}); {self.quarantine.path} says which and why"
+            )
+
+    def on_before_optimizer_step(self, trainer: L.Trainer, module: L.LightningModule, optimizer: Any) -> None:
+        if self._due(trainer.global_step + 1, trainer):
+            gradients = [p.grad for p in module.parameters() if p.grad is not None]
+            self.gradient_norm = float(torch.nn.utils.get_total_norm(gradients))
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:
+        assert isinstance(module, AlignmentModule)
+        self.samples += len(batch) * trainer.world_size
+        if self._due(trainer.global_step, trainer):
+            now = time.perf_counter()
+            elapsed = now - self._since
+            values: dict[str, Any] = {"stage": module.plan.name, "stage_step": trainer.global_step}
+            values |= {name: float(term) for name, term in module.terms.items()}
+            values |= {
+                f"logit_scale/{name}": float(loss.logit_scale)  # type: ignore[arg-type]
+                for name, loss in module.losses.items()
+                if name in module.plan.losses and hasattr(loss, "logit_scale")
+            }
+            values |= {
+                f"learning_rate/{group.get('name', i)}": group["lr"]
+                for i, group in enumerate(trainer.optimizers[0].param_groups)
+            }
+            values |= {
+                "gradient_norm": self.gradient_norm,
+                "samples_per_second": self.samples / elapsed,
+                "data_wait_share": self.waited_seconds / elapsed,
+                "quarantined": self.quarantine.count,
+                "memory_bytes": peak_memory_bytes(),
+            }
+            self.log(values, self.offset + trainer.global_step)
+            self.samples, self.waited_seconds, self._since = 0, 0.0, now
+        self._ended = time.perf_counter()
+
+    def _due(self, step: int, trainer: L.Trainer) -> bool:
+        return step % self.every == 0 or step == trainer.max_steps or step == 1
+
+
+def peak_memory_bytes() -> int:
+    """Peak of the process, or of the GPU where there is one."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+class Checkpoints(L.Callback):
+    """Saves within a stage every so many steps or minutes, and on SIGTERM, after which the process exits with 143.
+
+    The end of a stage is saved by the curriculum.
+    """
+
+    def __init__(self, folder: CheckpointFolder, every_steps: int, every_minutes: float) -> None:
+        self.folder = folder
+        self.every_steps = every_steps
+        self.every_seconds = every_minutes * 60
+        self._saved = time.monotonic()
+        self._terminated = threading.Event()
+        self._previous: Any = None
+
+    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        self._saved = time.monotonic()
+        if threading.current_thread() is threading.main_thread():
+            # in place of Lightning's handler, which ends the loop without saving
+            self._previous = signal.signal(signal.SIGTERM, lambda *_: self._terminated.set())
+
+    def teardown(self, trainer: L.Trainer, module: L.LightningModule, stage: str) -> None:
+        if self._previous is not None:
+            signal.signal(signal.SIGTERM, self._previous)
+            self._previous = None
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:
+        assert isinstance(module, AlignmentModule)
+        step = trainer.global_step
+        late = trainer.strategy.broadcast(time.monotonic() - self._saved >= self.every_seconds)
+        terminated = trainer.strategy.reduce_boolean_decision(self._terminated.is_set(), all=False)
+        if step >= trainer.max_steps:
+            return
+        if terminated or late or step % self.every_steps == 0:
+            trainer.save_checkpoint(self.folder.within(module.plan.index, step))
+            self._saved = time.monotonic()
+            if trainer.is_global_zero:
+                self.folder.prune(module.plan.index)
+        if terminated:
+            raise SystemExit(143)

@@ -1,0 +1,261 @@
+"""Stage after stage: train, save, evaluate everything. A run that was killed goes on where its last checkpoint stands."""
+
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from torch import nn
+
+from mmalign.data.faults import QuarantineLog
+from mmalign.data.index import ShardSet
+from mmalign.data.loader import StageLoader
+from mmalign.data.stream import Stream
+from mmalign.evaluation.base import Moment
+from mmalign.evaluation.run import evaluate_all
+from mmalign.evaluation.table import Row, read_rows, write_rows
+from mmalign.retention.base import Retention, StagePlan
+from mmalign.training.callbacks import Checkpoints, Journal
+from mmalign.training.checkpoints import AtomicCheckpointIO, CheckpointFolder, load_checkpoint, save_atomically
+from mmalign.training.cost import CostMeter, StageCost
+from mmalign.training.experiment import Experiment, Stage
+from mmalign.training.logging import RunLoggers
+from mmalign.training.module import AlignmentModule
+from mmalign.training.run_files import write_json
+from mmalign.training.trainable import describe_trainable, parameter_counts
+
+
+class Curriculum:
+    """Runs all stages of an experiment in a run's folder.
+
+    Args:
+        experiment: built from `config`.
+        config: the checked configuration as plain data; it travels in every checkpoint.
+        directory: of the run.
+        loggers: of the run.
+        rank: of this process; only 0 writes.
+    """
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        config: dict[str, Any],
+        directory: Path,
+        loggers: RunLoggers,
+        rank: int = 0,
+    ) -> None:
+        self.experiment = experiment
+        self.config = config
+        self.directory = directory
+        self.loggers = loggers
+        self.rank = rank
+        self.checkpoints = CheckpointFolder(directory / "checkpoints", experiment.runtime.keep_checkpoints)
+        self.quarantine = QuarantineLog(directory / "quarantine.jsonl")
+        self.rows: list[Row] = []
+        self.costs: list[StageCost] = []
+        self.stage_facts: list[dict[str, Any]] = []
+        self.device = torch.device("cpu")
+
+    def run(self) -> list[Row]:
+        """All stages that are not done yet, each followed by an evaluation of every column."""
+        names = list(self.experiment.stages)
+        start = self._restore()
+        self._evaluate_unless_done("start", start)
+        for index, name in enumerate(names, 1):
+            if index > start:
+                self._train(index, name)
+                self._save_end(index)
+            self._evaluate_unless_done(name, index)
+        return self.rows
+
+    # --- state ---------------------------------------------------------------------------------------------------
+
+    def _restore(self) -> int:
+        """Load the end of the last stage that ended, or save the start; returns that stage's index."""
+        metrics = self.directory / "metrics.jsonl"
+        self.rows = read_rows(metrics) if metrics.exists() else []
+        last = self.checkpoints.last_end()
+        if last is None:
+            if self.experiment.initial_checkpoint is not None:
+                initial = load_checkpoint(Path(self.experiment.initial_checkpoint))
+                self._load_weights(initial["state_dict"], self.experiment.initial_checkpoint)
+            self._save_end(0)
+            return 0
+        state = load_checkpoint(self.checkpoints.end_of(last))
+        self._load_weights(state["state_dict"], str(self.checkpoints.end_of(last)))
+        facts = state["mmalign"]
+        for name, method in self.experiment.retention.items():
+            method.load_state_dict(facts["retention"].get(name, {}))
+        for name, evaluator in self.experiment.evaluation.items():
+            evaluator.load_state_dict(facts["evaluators"].get(name, {}))
+        self.costs = [StageCost(**cost) for cost in facts["costs"]]
+        self.stage_facts = list(facts["stages"])
+        return last
+
+    def _load_weights(self, state: dict[str, Any], origin: str) -> None:
+        holder = nn.ModuleDict({"model": self.experiment.model, "losses": nn.ModuleDict(self.experiment.losses)})
+        try:
+            holder.load_state_dict(state)
+        except RuntimeError as error:
+            raise ValueError(f"{origin}: does not fit this configuration's model and losses: {error}") from None
+
+    def _facts(self, index: int) -> dict[str, Any]:
+        return {
+            "version": 1,
+            "config": self.config,
+            "stage_index": index,
+            "total_step": self._steps_before(index + 1),
+            "spec": {name: encoder.spec for name, encoder in self.experiment.model.encoders.items()},
+            "trained_pairs": sorted(sorted(pair) for pair in self._trained_pairs(index)),
+            "evaluators": {name: e.state_dict() for name, e in self.experiment.evaluation.items()},
+            "costs": [asdict(cost) for cost in self.costs],
+            "stages": self.stage_facts,
+        }
+
+    def _save_end(self, index: int) -> None:
+        """Weights, methods and facts at the end of a stage (0: the start); no optimizer, because the next has its own."""
+        if self.rank != 0:
+            return
+        holder = nn.ModuleDict({"model": self.experiment.model, "losses": nn.ModuleDict(self.experiment.losses)})
+        retention = {name: method.state_dict() for name, method in self.experiment.retention.items()}
+        content = {"state_dict": holder.state_dict(), "mmalign": self._facts(index) | {"retention": retention}}
+        save_atomically(content, self.checkpoints.end_of(index))
+        self.checkpoints.prune(index + 1)
+
+    def _steps_before(self, index: int) -> int:
+        return sum(stage.total_steps for stage in list(self.experiment.stages.values())[: index - 1])
+
+    def _trained_pairs(self, index: int) -> frozenset[frozenset[str]]:
+        """Pairs that losses of stages 1 … index have aligned."""
+        stages = list(self.experiment.stages.values())[:index]
+        return frozenset(frozenset(self.experiment.losses[name].pair) for stage in stages for name in stage.losses)
+
+    # --- evaluation ----------------------------------------------------------------------------------------------
+
+    def _evaluate_unless_done(self, name: str, index: int) -> None:
+        if any(row.stage == name for row in self.rows) or (name == "start" and index > 0):
+            return
+        step = self._steps_before(index + 1)
+        moment = Moment(self.experiment.name, name, index, step, self.experiment.seed, self._trained_pairs(index))
+        self.experiment.model.to(self.device)
+        rows = evaluate_all(self.experiment.model, self.experiment.evaluation, moment)
+        self.rows += rows
+        if self.rank == 0:
+            write_rows(self.directory / "metrics.jsonl", self.rows)
+            if index == 0:
+                self._save_end(0)  # evaluators may hold references taken at the start
+            self.loggers.log_rows(rows)
+
+    # --- training ------------------------------------------------------------------------------------------------
+
+    def _active(self, stage: Stage) -> dict[str, Retention]:
+        names = self.experiment.retention if stage.retention is None else stage.retention
+        return {name: self.experiment.retention[name] for name in names}
+
+    def plan(self, index: int) -> StagePlan:
+        """The stage as its methods make it."""
+        past: list[StagePlan] = []
+        for number, (name, stage) in enumerate(self.experiment.stages.items(), 1):
+            plan = StagePlan(
+                index=number,
+                name=name,
+                steps=stage.total_steps,
+                batch_size=stage.batch_size,
+                data=dict(stage.data),
+                losses=dict(stage.losses),
+                trainable=dict(stage.trainable),
+                seed=self.experiment.seed,
+                directory=self.directory,
+                past=list(past),
+            )
+            if number == index:
+                break
+            past.append(plan)
+        plan = plan.clone()
+        for method in self._active(self.experiment.stages[plan.name]).values():
+            method.prepare(plan, self.experiment.model)
+        return plan
+
+    def _train(self, index: int, name: str) -> None:
+        experiment, runtime = self.experiment, self.experiment.runtime
+        stage = experiment.stages[name]
+        methods = self._active(stage)
+        plan = self.plan(index)
+        module = AlignmentModule(
+            experiment.model, experiment.losses, methods, stage, plan, runtime, self._facts(index - 1)
+        )
+        if self.rank == 0:
+            print(
+                f"stage {index} of {len(experiment.stages)}, {name}: {plan.steps} steps of {plan.batch_size}; "
+                f"{describe_trainable(experiment.model)}",
+                flush=True,
+            )
+        for method in methods.values():
+            method.begin(plan, experiment.model, experiment.losses)
+        samples = sum(len(ShardSet.open(data.shards, data.split)) for data in plan.data.values())
+        trainer, cost = self._trainer(plan, stage, experiment.max_fault_share * samples)
+        stream = self._stream(plan, trainer.world_size, trainer.global_rank)
+        loader = StageLoader(stream, workers=runtime.workers)
+        mid_stage = self.checkpoints.last_within(index)
+        started = time.perf_counter()
+        trainer.fit(module, loader, ckpt_path=None if mid_stage is None else str(mid_stage), weights_only=True)
+        self.device = trainer.strategy.root_device
+        for method in methods.values():
+            method.end(plan, experiment.model, experiment.losses)
+        stored = sum(method.bytes_stored() for method in experiment.retention.values())
+        self.costs.append(cost.result(name, time.perf_counter() - started, stored))
+        counts = parameter_counts(experiment.model)
+        self.stage_facts.append({"name": name, "steps": plan.steps, "batch_size": plan.batch_size, "trainable": counts})
+        if self.rank == 0:
+            write_json(self.directory / "cost.json", [asdict(cost) for cost in self.costs])
+
+    def _stream(self, plan: StagePlan, world: int, rank: int) -> Stream:
+        new_share = 1.0 - sum(share for _, share in plan.replay.values())
+        if new_share <= 0:
+            raise ValueError(f"stages.{plan.name}: replay takes the whole batch")
+        total = sum(data.weight for data in plan.data.values())
+        sources = {name: (data, new_share * data.weight / total) for name, data in plan.data.items()} | plan.replay
+        encoders = self.experiment.model.encoders.items()
+        return Stream(
+            sources,
+            {name: encoder.preprocess for name, encoder in encoders},
+            batch_size=plan.batch_size,
+            seed=plan.seed,
+            stage=plan.name,
+            steps=plan.steps,
+            rank=rank,
+            world=world,
+            limits=self.experiment.limits,
+        )
+
+    def _trainer(self, plan: StagePlan, stage: Stage, allowed_faults: float) -> tuple[L.Trainer, CostMeter]:
+        runtime = self.experiment.runtime
+        offset = self._steps_before(plan.index)
+        cost = CostMeter(runtime.price_per_hour)
+        callbacks: list[L.Callback] = [
+            Journal(self.loggers.log, offset, runtime.log_every_steps, self.quarantine, allowed_faults),
+            cost,
+            Checkpoints(self.checkpoints, runtime.checkpoint_every_steps, runtime.checkpoint_every_minutes),
+        ]
+        distributed = runtime.devices * runtime.num_nodes > 1
+        return L.Trainer(
+            default_root_dir=self.directory,
+            accelerator=runtime.accelerator,
+            devices=runtime.devices,
+            num_nodes=runtime.num_nodes,
+            strategy="ddp_find_unused_parameters_true" if distributed else "auto",
+            precision=runtime.precision,
+            max_steps=plan.steps,
+            max_epochs=-1,
+            gradient_clip_val=stage.optimization.gradient_clip,
+            callbacks=callbacks,
+            plugins=[AtomicCheckpointIO()],
+            logger=False,
+            enable_checkpointing=False,
+            enable_model_summary=False,
+            enable_progress_bar=runtime.progress_bar,
+            use_distributed_sampler=False,
+            num_sanity_val_steps=0,
+        ), cost

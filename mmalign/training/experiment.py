@@ -1,0 +1,134 @@
+"""What a YAML says: the experiment, its stages, and where it runs. These classes are the schema and the only defaults."""
+
+import math
+from dataclasses import dataclass, field
+from typing import Literal
+
+from mmalign.data.config import ShardData
+from mmalign.data.faults import Limits
+from mmalign.data.sources.base import Source
+from mmalign.evaluation.base import Evaluator
+from mmalign.losses.base import Loss
+from mmalign.model import Aligner
+from mmalign.retention.base import Retention
+from mmalign.training.logging import LoggerSettings
+from mmalign.training.optim import Optimization
+
+
+@dataclass
+class Stage:
+    """One stage of the curriculum.
+
+    Attributes:
+        data: what it draws from, by name; with several, their weights say how often.
+        losses: names of the experiment's losses, each with its weight.
+        batch_size: samples of a global batch, over all ranks.
+        steps: optimizer steps; either this or `samples`.
+        samples: samples drawn; rounded up to whole steps.
+        trainable: component glob -> "all", "none", or how many of its last layers are trained. Components are
+            "encoder.NAME", "projection.NAME" and "fusion"; the last glob that matches counts; without one, all is trained.
+        optimization: learning rates, weight decay, warm-up, schedule, clipping.
+        retention: the methods that are active, each with the weight of its penalties; None means all, at weight 1.
+    """
+
+    data: dict[str, ShardData]
+    losses: dict[str, float]
+    batch_size: int = 256
+    steps: int | None = None
+    samples: int | None = None
+    trainable: dict[str, Literal["all", "none"] | int] = field(default_factory=dict)
+    optimization: Optimization = field(default_factory=Optimization)
+    retention: dict[str, float] | None = None
+
+    def __post_init__(self) -> None:
+        if (self.steps is None) == (self.samples is None):
+            raise ValueError("give either steps or samples")
+        if self.total_steps < 1 or self.batch_size < 2:
+            raise ValueError("a stage needs at least one step, and a batch_size of at least 2")
+        if not self.data:
+            raise ValueError("data is empty")
+        self.optimization.check(self.total_steps)
+
+    @property
+    def total_steps(self) -> int:
+        return self.steps if self.steps is not None else math.ceil((self.samples or 0) / self.batch_size)
+
+
+@dataclass
+class Runtime:
+    """Where and how it runs; changing these between a run and its resumption is allowed.
+
+    Attributes:
+        accelerator, devices, num_nodes, precision: as in lightning.Trainer.
+        workers: processes that read and decode, per rank; 0 decodes in the training process.
+        threads: of torch, in the training process; None leaves torch's choice.
+        chunk_size: gradient caching: the towers see this many samples at a time, the loss sees the whole batch, and the
+            gradients are those of the whole batch. None turns it off. This is also how to accumulate gradients:
+            Lightning's accumulate_grad_batches would change a contrastive loss, because it shrinks its set of negatives.
+        recompute: whether chunks are embedded again in the backward pass (memory of one chunk) or their graphs are kept.
+        checkpoint_every_steps, checkpoint_every_minutes: whichever comes first.
+        keep_checkpoints: how many of the current stage's checkpoints stay; the ones at the ends of stages always stay.
+        log_every_steps: how often losses, rates and norms are logged.
+        progress_bar: whether to show one.
+        price_per_hour: of the machine, in any currency; turns the run's hours into an estimate of cost.
+    """
+
+    accelerator: str = "auto"
+    devices: int = 1
+    num_nodes: int = 1
+    precision: Literal["32-true", "bf16-mixed", "16-mixed", "64-true"] = "32-true"
+    workers: int = 1
+    threads: int | None = None
+    chunk_size: int | None = None
+    recompute: bool = True
+    checkpoint_every_steps: int = 500
+    checkpoint_every_minutes: float = 15.0
+    keep_checkpoints: int = 2
+    log_every_steps: int = 10
+    progress_bar: bool = True
+    price_per_hour: float = 0.0
+
+
+@dataclass
+class Experiment:
+    """One experiment, complete in one YAML.
+
+    Attributes:
+        name: of the run; W&B, tables and the report show it.
+        model: encoders, projections, fusion.
+        losses: all losses of all stages, by name; each keeps its learned scale from stage to stage.
+        stages: by name, in order; the names stand in every row of metrics.
+        evaluation: the columns of the forgetting matrix, by name; each runs before stage 1 and after every stage.
+        retention: methods against forgetting, by name; they compose. Empty is the naive baseline.
+        sources: by directory, the data sets that are built first where their directory does not exist.
+        seed: of everything that is random.
+        initial_checkpoint: a checkpoint of an earlier run, whose model and losses this run starts from.
+        runtime, logging, limits: where it runs, where it logs, what counts as an unusable sample.
+        max_fault_share: above this share of unusable samples the run stops.
+    """
+
+    name: str
+    model: Aligner
+    losses: dict[str, Loss]
+    stages: dict[str, Stage]
+    evaluation: dict[str, Evaluator]
+    retention: dict[str, Retention] = field(default_factory=dict)
+    sources: dict[str, Source] = field(default_factory=dict)
+    seed: int = 0
+    initial_checkpoint: str | None = None
+    runtime: Runtime = field(default_factory=Runtime)
+    logging: LoggerSettings = field(default_factory=LoggerSettings)
+    limits: Limits = field(default_factory=Limits)
+    max_fault_share: float = 0.05
+
+    def __post_init__(self) -> None:
+        if "start" in self.stages or not self.stages:
+            raise ValueError("stages: there must be at least one, and none may be called 'start'")
+        for stage_name, stage in self.stages.items():
+            for kind, used, known in (
+                ("losses", stage.losses, self.losses),
+                ("retention", stage.retention or {}, self.retention),
+            ):
+                for name in used:
+                    if name not in known:
+                        raise ValueError(f"stages.{stage_name}.{kind}: {name!r} is none of {list(known)}")

@@ -1,0 +1,69 @@
+"""Which parameters a stage trains, and the one line that says so."""
+
+from fnmatch import fnmatchcase
+
+from torch import nn
+
+from mmalign.encoders.base import Encoder
+from mmalign.model import Aligner
+
+
+def freeze_all_but(model: Aligner, trainable: dict[str, int | str]) -> None:
+    """Set `requires_grad` of every parameter by component globs; the last glob that matches a component counts.
+
+    Raises:
+        ValueError: a glob matches no component, or asks for more layers than there are.
+    """
+    components = model.components()
+    for glob in trainable:
+        if not any(fnmatchcase(name, glob) for name in components):
+            raise ValueError(f"trainable: {glob!r} matches none of the components {list(components)}")
+    for name, component in components.items():
+        wanted: int | str = "all"
+        for glob, value in trainable.items():
+            if fnmatchcase(name, glob):
+                wanted = value
+        component.requires_grad_(wanted == "all")
+        if isinstance(wanted, int):
+            layers = component.layers() if isinstance(component, Encoder) else list(component.children())
+            if wanted > len(layers):
+                raise ValueError(f"trainable: {name} has {len(layers)} layers, not {wanted}")
+            for layer in layers[len(layers) - wanted :]:
+                layer.requires_grad_(True)
+
+
+def frozen_modules(model: Aligner) -> list[nn.Module]:
+    """The modules that have parameters, none of which is trained; their descendants are not listed again."""
+    found: list[nn.Module] = []
+
+    def visit(module: nn.Module) -> None:
+        parameters = list(module.parameters())
+        if parameters and not any(p.requires_grad for p in parameters):
+            found.append(module)
+            return
+        for child in module.children():
+            visit(child)
+
+    visit(model)
+    return found
+
+
+def parameter_counts(model: Aligner) -> dict[str, tuple[int, int]]:
+    """By component: (trained, all) parameters."""
+    return {
+        name: (sum(p.numel() for p in part.parameters() if p.requires_grad), sum(p.numel() for p in part.parameters()))
+        for name, part in model.components().items()
+    }
+
+
+def describe_trainable(model: Aligner) -> str:
+    """One line: "trained: encoder.text 0 of 22.6M, projection.text 98.4k of 98.4k, …"."""
+
+    def short(count: int) -> str:
+        for limit, unit in ((1e6, "M"), (1e3, "k")):
+            if count >= limit:
+                return f"{count / limit:.3g}{unit}"
+        return str(count)
+
+    parts = [f"{name} {short(trained)} of {short(total)}" for name, (trained, total) in parameter_counts(model).items()]
+    return "trained parameters: " + ", ".join(parts)
