@@ -6,7 +6,7 @@ import os
 import re
 import shutil
 import tarfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import chain, islice
 from pathlib import Path
 
@@ -19,7 +19,7 @@ _KEY = re.compile(r"[^\W]([\w +,@=~()-]*[\w)+-])?")
 _EXTENSION = re.compile(r"[A-Za-z0-9_@-]+(\.[A-Za-z0-9_@-]+)*")
 _SPLIT = re.compile(r"[A-Za-z0-9_]+")
 _USTAR_NAME_BYTES = 100
-_OURS = re.compile(r"\.?[A-Za-z0-9_]+-\d{6}\.tar(\.tmp)?|index|card\.json|README\.md")
+_OURS = re.compile(r"\.?[A-Za-z0-9_]+-\d{6}\.tar(\.tmp)?|index|\.?(card\.json|README\.md)(\.tmp)?")
 
 
 def write_shards(
@@ -65,8 +65,9 @@ def build(source: Source, out: Path | str, samples_per_shard: int = 1000) -> Pat
     Raises:
         ValueError: `out` holds files that no build writes, or a sample is not valid.
     """
-    from mmalign.data.card import Tally, write_card
+    from mmalign.data.card import write_card
     from mmalign.data.index import build_index
+    from mmalign.data.tally import Tally
 
     out = Path(out)
     _clear(out)
@@ -80,7 +81,7 @@ def build(source: Source, out: Path | str, samples_per_shard: int = 1000) -> Pat
     return out
 
 
-def _counted(samples: Iterable[RawSample], add) -> Iterator[RawSample]:
+def _counted(samples: Iterable[RawSample], add: Callable[[RawSample], None]) -> Iterator[RawSample]:
     for sample in samples:
         add(sample)
         yield sample
@@ -95,11 +96,10 @@ def _clear(out: Path) -> None:
     if foreign:
         raise ValueError(f"{out} holds {foreign[0]!r}, which no build wrote; choose an empty or new directory")
     # The card and the index go first, so that what is left after an interruption is not taken for a complete build.
-    for name in ("card.json", "README.md"):
-        (out / name).unlink(missing_ok=True)
+    (out / "card.json").unlink(missing_ok=True)
     shutil.rmtree(out / "index", ignore_errors=True)
     for entry in entries:
-        if ".tar" in entry.name:
+        if entry.name not in ("card.json", "index"):
             entry.unlink()
 
 

@@ -11,6 +11,7 @@ _LONGEST_TONE_SECONDS = 0.6
 _ATTACK_SECONDS = {"flute": 0.03, "clarinet": 0.012, "strings": 0.06, "buzz": 0.01, "slide": 0.03}
 _STRUCK_ATTACK_SECONDS = 0.002
 _RELEASE_SECONDS = 0.03
+_TONE_RMS = 0.25
 
 
 def sound(
@@ -20,7 +21,7 @@ def sound(
 
     Args:
         spans: first sample of each tone and the one after its last; outside of them there is exact silence.
-        gains: peak of each tone, at most 1.
+        gains: loudness of each tone, at most 1.
     """
     wave = np.zeros(round(DURATION_SECONDS * SAMPLE_RATE_HZ), dtype=np.float32)
     for timbre, pitch_hz, (onset, offset), gain in zip(timbres, pitches_hz, spans, gains, strict=True):
@@ -39,28 +40,35 @@ def _envelope(timbre: str, length: int) -> NDArray[np.float32]:
 
 @cache
 def _tone(timbre: str, pitch_hz: float) -> NDArray[np.float32]:
-    """The longest tone of a timbre and pitch, peak 1, before attack and release."""
+    """The longest tone of a timbre and pitch, at most 1, before attack and release."""
     t = np.arange(round(_LONGEST_TONE_SECONDS * SAMPLE_RATE_HZ)) / SAMPLE_RATE_HZ
     phase = 2 * np.pi * pitch_hz * t
     if timbre == "flute":
-        wave = np.sin(phase) + 0.08 * np.sin(2 * phase)
+        wave = np.sin(phase)
     elif timbre == "clarinet":
-        wave = sum(np.sin(k * phase) / k**0.8 for k in (1, 3, 5))
+        wave = _harmonics(phase, {k: k**-0.8 for k in (1, 3, 5)})
     elif timbre == "chime":
-        wave = sum(a * np.exp(-d * t) * np.sin(k * phase) for k, a, d in ((1, 1, 3), (2.76, 0.7, 5), (5.4, 0.4, 8)))
+        partials = ((1, 1, 3), (2.76, 0.7, 5), (5.4, 0.4, 8))
+        wave = np.sum([gain * np.exp(-decay * t) * np.sin(k * phase) for k, gain, decay in partials], axis=0)
     elif timbre == "tremolo":
-        wave = (0.55 - 0.45 * np.cos(2 * np.pi * 16 * t)) * (np.sin(phase) + 0.35 * np.sin(2 * phase))
+        wave = (0.55 - 0.45 * np.cos(2 * np.pi * 12 * t)) * _harmonics(phase, {1: 1, 2: 0.4})
     elif timbre == "strings":
         sway = phase + 0.02 * pitch_hz / 6 * np.sin(2 * np.pi * 6 * t)
-        wave = sum(np.sin(k * sway) / k for k in (1, 2, 3, 4))
+        wave = _harmonics(sway, {k: 1 / k for k in (1, 2, 3, 4)})
     elif timbre == "buzz":
-        wave = sum(np.sin(k * phase + k) / k**0.4 for k in range(1, 7) if k * pitch_hz < SAMPLE_RATE_HZ / 2 - 200)
+        wave = _harmonics(phase, {k: k**-0.4 for k in range(1, 7) if k * pitch_hz < SAMPLE_RATE_HZ / 2 - 200})
     elif timbre == "marimba":
         wave = np.exp(-5 * t) * np.sin(phase) + 0.5 * np.exp(-14 * t) * np.sin(3.93 * phase)
-    elif timbre == "slide":
-        # From a fifth below up to the pitch within 0.15 seconds.
-        glide = pitch_hz * (1 - np.exp(-t / 0.05) / 3)
-        wave = np.sin(2 * np.pi * np.cumsum(glide) / SAMPLE_RATE_HZ)
+    elif timbre == "slide":  # from an octave below up to the pitch
+        glide_hz = pitch_hz * (1 - 0.5 * np.exp(-t / 0.08))
+        wave = np.sin(2 * np.pi * np.cumsum(glide_hz) / SAMPLE_RATE_HZ)
     else:
         raise ValueError(f"no timbre {timbre!r}")
-    return np.asarray(wave / np.abs(wave).max(), dtype=np.float32)
+    # About equally loud, unless the peak forbids it.
+    level = min(_TONE_RMS / np.sqrt(np.mean(wave**2)), 1 / np.abs(wave).max())
+    return np.asarray(level * wave, dtype=np.float32)
+
+
+def _harmonics(phase: NDArray[np.float64], gains: dict[int, float]) -> NDArray[np.float64]:
+    # Phases differ (a golden-angle step), because harmonics in phase make needles, which sound harsh.
+    return np.sum([gain * np.sin(k * phase + 2.4 * k) for k, gain in gains.items()], axis=0)

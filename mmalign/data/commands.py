@@ -1,0 +1,59 @@
+"""What `mmalign data` does: build, index, check, card."""
+
+from pathlib import Path
+from typing import Any
+
+from mmalign.data.sources import source_class
+from mmalign.data.sources.base import Source
+
+
+def make_source(name: str, settings: dict[str, Any] | None = None) -> Source:
+    """A source from its short name or class path and its settings; texts are parsed by the constructor's types.
+
+    Raises:
+        ValueError: no such source, no such setting, or a value of another type.
+    """
+    from jsonargparse import ArgumentError as ParseError
+    from jsonargparse import ArgumentParser
+
+    found = source_class(name)
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(found, "source")
+    try:
+        parsed = parser.parse_object({"source": settings or {}})
+    except ParseError as error:
+        raise ValueError(f"data source {name}: {error}") from error
+    return parser.instantiate(parsed).source
+
+
+def build(source: str | Source, out: Path | str, samples_per_shard: int = 1000, **settings: Any) -> Path:
+    """Write a data source as a shard directory: tars, index, data card.
+
+    Args:
+        source: short name ("scenes"), class path, or a source.
+        settings: of the source's constructor, when it is given by name.
+
+    Raises:
+        ValueError: an unknown source or setting, or `out` holds other files.
+    """
+    from mmalign.data import shards
+
+    if isinstance(source, str):
+        source = make_source(source, settings)
+    elif settings:
+        raise ValueError("settings belong to a source that is given by name")
+    return shards.build(source, out, samples_per_shard)
+
+
+def index(directory: Path | str) -> None:
+    """Index the tars of a directory, also such as others wrote, so that mmalign can read them."""
+    from mmalign.data.index import build_index
+
+    build_index(Path(directory))
+
+
+def card(directory: Path | str) -> str:
+    """The data card in Markdown."""
+    from mmalign.data.card import read_card, to_markdown
+
+    return to_markdown(read_card(directory))
