@@ -20,7 +20,8 @@ RUN gets config.yaml, metrics.jsonl, train.csv, quarantine.jsonl, cost.json, che
 Several processes (the global batch, and so the result, stays the same):
 
     torchrun --nproc-per-node 4 -m mmalign train --config FILE --out RUN --runtime.devices 4
-    srun --ntasks-per-node 4 --gpus-per-task 1 mmalign train --config FILE --out RUN --runtime.devices 4 --runtime.num_nodes $SLURM_NNODES
+    srun --ntasks-per-node 4 --gpus-per-node 4 mmalign train --config FILE --out RUN \\
+        --runtime.devices 4 --runtime.num_nodes $SLURM_NNODES
 """
 
 

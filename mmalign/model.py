@@ -131,7 +131,7 @@ class Aligner(nn.Module):
         return Embeddings(vectors, present, batch.group, likelihoods, pooled)
 
     def _pooled(self, name: str, values: Values, language: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Pooled outputs [batch, width], and likelihoods [batch, 2] of language rows; only present rows are computed."""
+        """Pooled outputs [batch, width] and likelihoods [batch, 2] of language rows; only present rows are computed."""
         if values.features is not None:
             return values.features, None
         rows = values.present.nonzero().squeeze(1)

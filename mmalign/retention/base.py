@@ -50,9 +50,9 @@ class StagePlan:
 class Retention:
     """A method against forgetting. Methods compose: a run has any number of them, by name.
 
-    Order of calls in a stage: `prepare` (before the data is opened), `begin` (before the first step; also after a resume,
-    with the model as it stood when the stage began), then per step `penalty`, `after_step`; then `end`. All of them are
-    deterministic functions of configuration, weights and data, so that a run that was killed repeats them.
+    Order of calls in a stage: `prepare` (before the data is opened), `begin` (before the first step; also after a
+    resume, with the model as it stood when the stage began), then per step `penalty`, `after_step`; then `end`. All of
+    them are deterministic functions of configuration, weights and data, so that a run that was killed repeats them.
     """
 
     def prepare(self, plan: StagePlan, model: Aligner) -> None:

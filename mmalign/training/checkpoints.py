@@ -80,7 +80,12 @@ _NAME = re.compile(r"stage-(\d+)(?:-step-(\d+))?\.ckpt")
 
 
 class CheckpointFolder:
-    """RUN/checkpoints: `stage-00.ckpt` (the start), `stage-01-step-00000500.ckpt` (within a stage), `stage-01.ckpt` (its end)."""
+    """RUN/checkpoints: `stage-00.ckpt` (the start), `stage-01-step-00000500.ckpt` (in a stage), `stage-01.ckpt` (its end).
+
+    Args:
+        directory: the folder; it need not exist.
+        keep: how many checkpoints of the current stage stay.
+    """
 
     def __init__(self, directory: Path, keep: int) -> None:
         self.directory = directory

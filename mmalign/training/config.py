@@ -44,7 +44,7 @@ def read_config(file: Path, overrides: dict[str, Any] | None = None) -> dict[str
 
 
 def override(config: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
-    """A copy of `config` with values replaced by dotted key ("stages.one.steps"). A key may be new if its parent is there.
+    """A copy of `config` with values replaced by dotted key ("stages.one.steps").
 
     The longest existing key wins where keys hold dots themselves. A value of None under a parent that is an optional
     mapping makes that mapping.
@@ -221,7 +221,7 @@ def _children(value: Any, hint: Any, path: str, trusted_only: bool, raising: boo
     if not isinstance(value, dict):
         return
     here = f"{path}." if path else ""
-    options = [o for o in (get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,))]
+    options = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
     for option in options:
         if get_origin(option) is dict:
             for key, item in value.items():

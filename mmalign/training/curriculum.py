@@ -1,4 +1,4 @@
-"""Stage after stage: train, save, evaluate everything. A run that was killed goes on where its last checkpoint stands."""
+"""Stage after stage: train, save, evaluate everything. A killed run goes on where its last checkpoint stands."""
 
 import time
 from dataclasses import asdict
@@ -115,7 +115,7 @@ class Curriculum:
         }
 
     def _save_end(self, index: int) -> None:
-        """Weights, methods and facts at the end of a stage (0: the start); no optimizer, because the next has its own."""
+        """Weights, methods and facts at the end of a stage (0: the start). The next stage has an optimizer of its own."""
         if self.rank != 0:
             return
         holder = nn.ModuleDict({"model": self.experiment.model, "losses": nn.ModuleDict(self.experiment.losses)})

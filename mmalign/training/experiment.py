@@ -1,4 +1,4 @@
-"""What a YAML says: the experiment, its stages, and where it runs. These classes are the schema and the only defaults."""
+"""What a YAML says: the experiment, its stages, where it runs. These classes are the schema and the only defaults."""
 
 import math
 from dataclasses import dataclass, field
@@ -26,7 +26,8 @@ class Stage:
         steps: optimizer steps; either this or `samples`.
         samples: samples drawn; rounded up to whole steps.
         trainable: component glob -> "all", "none", or how many of its last layers are trained. Components are
-            "encoder.NAME", "projection.NAME" and "fusion"; the last glob that matches counts; without one, all is trained.
+            "encoder.NAME", "projection.NAME" and "fusion"; the last glob that matches counts; without one, all is
+            trained.
         optimization: learning rates, weight decay, warm-up, schedule, clipping.
         retention: the methods that are active, each with the weight of its penalties; None means all, at weight 1.
     """
@@ -62,12 +63,12 @@ class Runtime:
         accelerator, devices, num_nodes, precision: as in lightning.Trainer.
         workers: processes that read and decode, per rank; 0 decodes in the training process.
         threads: of torch, in the training process; None leaves torch's choice.
-        chunk_size: gradient caching: the towers see this many samples at a time, the loss sees the whole batch, and the
-            gradients are those of the whole batch. None turns it off. This is also how to accumulate gradients:
-            Lightning's accumulate_grad_batches would change a contrastive loss, because it shrinks its set of negatives.
-        recompute: whether chunks are embedded again in the backward pass (memory of one chunk) or their graphs are kept.
+        chunk_size: gradient caching: the towers see this many samples at a time, the loss sees the whole batch, and
+            the gradients are those of the whole batch. None turns it off. This is also how to accumulate gradients:
+            Lightning's accumulate_grad_batches would change a contrastive loss: it shrinks its set of negatives.
+        recompute: embed chunks again in the backward pass (memory of one chunk), or keep their graphs.
         checkpoint_every_steps, checkpoint_every_minutes: whichever comes first.
-        keep_checkpoints: how many of the current stage's checkpoints stay; the ones at the ends of stages always stay.
+        keep_checkpoints: how many of the current stage's checkpoints stay; those at the ends of stages always stay.
         log_every_steps: how often losses, rates and norms are logged.
         progress_bar: whether to show one.
         price_per_hour: of the machine, in any currency; turns the run's hours into an estimate of cost.

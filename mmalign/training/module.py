@@ -70,8 +70,8 @@ class AlignmentModule(L.LightningModule):
             return
         bad = [name for name, term in terms.items() if not torch.isfinite(term)]
         raise FloatingPointError(
-            f"stage {self.plan.name!r}, step {self.global_step + 1}: {', '.join(bad) or 'the sum of the losses'} is not "
-            f"finite; the batch held {', '.join(batch.keys[:16])}{', …' if len(batch) > 16 else ''}. "
+            f"stage {self.plan.name!r}, step {self.global_step + 1}: {', '.join(bad) or 'the sum of the losses'} "
+            f"is not finite; the batch held {', '.join(batch.keys[:16])}{', …' if len(batch) > 16 else ''}. "
             "The last checkpoint is untouched."
         )
 

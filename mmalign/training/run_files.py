@@ -1,4 +1,4 @@
-"""The files of a run that training writes: configuration, facts, costs. Metrics, logs and checkpoints have modules of their own."""
+"""The plain files of a run: configuration, facts, costs."""
 
 import json
 import os
