@@ -1,4 +1,4 @@
-"""The tidy table of metrics: one row per number. Matrix, plots, W&B and report are derived from it and from nothing else."""
+"""The tidy table of metrics: one row per number. Matrix, plots, W&B and report are derived from it alone."""
 
 import json
 import math
@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ class Row:
 
 
 def write_rows(path: Path, rows: Iterable[Row]) -> None:
-    """Replace the file at once by these rows, one JSON object a line. NaN is written as null: the file is strict JSON."""
+    """Replace the file at once by these rows, one JSON object a line; strict JSON: NaN is written as null."""
     lines = []
     for row in rows:
         values = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in asdict(row).items()}
@@ -79,7 +80,7 @@ def read_rows(path: Path) -> list[Row]:
     rows = []
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
         try:
-            values = json.loads(line)
+            values: dict[str, Any] = json.loads(line)
             rows.append(Row(**{k: math.nan if v is None and k in floats else v for k, v in values.items()}))
         except (TypeError, ValueError) as error:
             raise ValueError(f"{path}:{number}: not a row of metrics: {error}") from error

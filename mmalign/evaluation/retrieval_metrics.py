@@ -1,0 +1,173 @@
+"""Ranks of retrieval, exact and in tiles: memory is linear in queries and gallery, time that of the matrix product.
+
+A gallery item is relevant for a query when both belong to the same group; a query may have any number of relevant
+items. Scores are cosines of float32 vectors.
+
+The tie rule is pessimistic: an irrelevant item whose score reaches that of a relevant one counts as standing before
+it. A collapsed model, whose scores are all equal, therefore scores 0 and not 1, and no result depends on the order of
+queries, gallery or captions. Scores count as equal within `TIE_TOLERANCE`, because float32 cannot tell closer ones
+apart: a matrix product rounds differently in the middle and at the edge of a tile, so that even identical vectors get
+scores 1e-7 apart.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+TIE_TOLERANCE = 1e-6
+CUTOFF = 10
+"""Average precision looks at this many places."""
+
+_STRIP = 128
+"""Queries at a time where only the relevant items of a few groups matter."""
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """What retrieval metrics are computed from, per query.
+
+    Attributes:
+        best_rank: place of the best relevant item, from 1; 0 for a query without any.
+        average_precision: AP@10 = sum over places i <= 10 of P(i) rel(i), divided by min(10, relevant items): never
+            above 1. NaN for a query without any relevant item.
+        n_relevant: relevant items in the gallery.
+        query_group: the queries' groups.
+        n_gallery: gallery items.
+    """
+
+    best_rank: Int[Tensor, " queries"]
+    average_precision: Float[Tensor, " queries"]
+    n_relevant: Int[Tensor, " queries"]
+    query_group: Int[Tensor, " queries"]
+    n_gallery: int
+
+
+def rank_queries(
+    queries: Float[Tensor, "queries dim"],
+    gallery: Float[Tensor, "gallery dim"],
+    query_group: Int[Tensor, " queries"],
+    gallery_group: Int[Tensor, " gallery"],
+    tile: int = 2048,
+) -> Ranking:
+    """Rank the gallery for every query.
+
+    Vectors are normalised here. `tile` (a multiple of 128) bounds the part of the score matrix that exists at a time to
+    tile × tile; it does not change the result.
+
+    Raises:
+        ValueError: a vector is not finite, or `tile` is no multiple of 128.
+    """
+    if tile % 128:
+        raise ValueError(f"tile must be a multiple of 128, not {tile}")
+    query_order, gallery_order = query_group.argsort(stable=True), gallery_group.argsort(stable=True)
+    sorted_groups, columns_group = query_group[query_order], gallery_group[gallery_order]
+    # With both sides sorted by group, the relevant items of neighbouring queries are neighbouring columns.
+    first = torch.searchsorted(columns_group, sorted_groups)
+    stop = torch.searchsorted(columns_group, sorted_groups, right=True)
+    rows, columns = _normalised(queries, query_order, "queries"), _normalised(gallery, gallery_order, "gallery")
+    best, precision = torch.zeros_like(first), torch.full_like(first, torch.nan, dtype=torch.float32)
+    for start in range(0, len(rows), tile):
+        part = slice(start, start + tile)
+        best[part], precision[part] = _rank_block(rows[part], columns, first[part], stop[part], tile)
+    ranking = [torch.empty_like(x).index_copy_(0, query_order, x) for x in (best, precision, stop - first)]
+    return Ranking(ranking[0], ranking[1], ranking[2], query_group, len(gallery))
+
+
+def _normalised(vectors: Tensor, order: Tensor, name: str) -> Tensor:
+    copy = vectors[order].float()
+    norm = copy.norm(dim=1, keepdim=True)
+    if not norm.isfinite().all():
+        raise ValueError(f"{name}: {int((~norm.isfinite()).sum())} of {len(copy)} embeddings are not finite")
+    return copy.div_(norm.clamp_min_(1e-12))
+
+
+def _rank_block(
+    rows: Float[Tensor, "block dim"],
+    columns: Float[Tensor, "gallery dim"],
+    first: Int[Tensor, " block"],
+    stop: Int[Tensor, " block"],
+    tile: int,
+) -> tuple[Int[Tensor, " block"], Float[Tensor, " block"]]:
+    """Best rank and AP@10 of a block of queries whose relevant items are columns first … stop-1."""
+    relevant = _relevant_scores(rows, columns, first, stop, tile)
+    bar = relevant - TIE_TOLERANCE
+    n_relevant = stop - first
+    before = torch.zeros_like(first)
+    top = rows.new_full((len(rows), CUTOFF), -torch.inf)
+    # One relevant item: its rank says all. Several: their ranks among the first ten follow from the ten best others,
+    # which matter only while the best of the several may still be among the first ten.
+    several = n_relevant > 1
+    lowest = bar.gather(1, n_relevant.clamp(1, CUTOFF).unsqueeze(1) - 1).squeeze(1)
+    width = min(tile, max(1, -(-len(columns) // 128)) * 128)
+    scores = rows.new_empty(len(rows), width)
+    reached = torch.empty(len(rows), width, dtype=torch.bool, device=rows.device)
+    for left in range(0, len(columns), width):
+        right = min(left + width, len(columns))
+        torch.mm(rows, columns[left:right].T, out=scores[:, : right - left])
+        scores[:, right - left :] = -torch.inf
+        _hide_relevant(scores, first - left, stop - left)
+        torch.ge(scores, bar[:, :1], out=reached)
+        before += _count(reached)
+        if bool((open_rows := several & (before < CUTOFF)).any()):
+            _merge_top(scores, top, open_rows, lowest)
+    missing = n_relevant == 0
+    places = torch.arange(1, CUTOFF + 1, device=rows.device)
+    others = (top.unsqueeze(1) >= bar.unsqueeze(2)).sum(2)
+    rank = places + torch.maximum(others, before.unsqueeze(1))  # what stands before the best stands before the rest
+    hit = (rank <= CUTOFF) & relevant.isfinite()
+    precision = (hit * places / rank).sum(1) / n_relevant.clamp(1, CUTOFF)
+    return (before + 1).masked_fill(missing, 0), precision.masked_fill(missing, torch.nan)
+
+
+def _relevant_scores(rows: Tensor, columns: Tensor, first: Tensor, stop: Tensor, tile: int) -> Tensor:
+    """Scores of each query's ten best relevant items, falling, -inf where there are fewer."""
+    best = rows.new_full((len(rows), CUTOFF), -torch.inf)
+    for strip in range(0, len(rows), _STRIP):
+        part = slice(strip, strip + _STRIP)
+        begin, end = int(first[part].min()), int(stop[part].max())
+        for left in range(begin, end, tile):
+            right = min(left + tile, end)
+            scores = rows[part] @ columns[left:right].T
+            scores.masked_fill_(~_within(first[part] - left, stop[part] - left, 0, right - left), -torch.inf)
+            best[part] = torch.cat([best[part], scores], 1).topk(CUTOFF, 1).values
+    return best
+
+
+def _hide_relevant(scores: Tensor, first: Tensor, stop: Tensor) -> None:
+    """Take the relevant items out of a tile, in place; `first` and `stop` count from the tile's left edge."""
+    for strip in range(0, len(scores), _STRIP):
+        part = slice(strip, strip + _STRIP)
+        left, right = max(0, int(first[part].min())), min(scores.shape[1], int(stop[part].max()))
+        if left < right:
+            scores[part, left:right].masked_fill_(_within(first[part], stop[part], left, right), -torch.inf)
+
+
+def _within(first: Tensor, stop: Tensor, left: int, right: int) -> Tensor:
+    """Which of the columns left … right-1 lie in each row's range first … stop-1."""
+    column = torch.arange(left, right, device=first.device)
+    return (column >= first.unsqueeze(1)) & (column < stop.unsqueeze(1))
+
+
+def _count(mask: Tensor) -> Tensor:
+    """Number of True per row [rows, a multiple of 128]; a plain sum of bools takes longer than the matrix product.
+
+    Eight bytes at a time are added as one word: 16 words cannot carry from byte to byte, nor could 255.
+    """
+    words = mask.view(torch.int64).view(len(mask), -1, 16).sum(-1)
+    return words.view(torch.uint8).sum(-1)
+
+
+def _merge_top(scores: Tensor, top: Tensor, wanted: Tensor, lowest: Tensor) -> None:
+    """Update `top`, the ten largest scores of the wanted rows, in place; scores below `lowest` do not matter.
+
+    The ten largest lie in the ten interleaved groups of columns with the largest maxima: only these are looked at.
+    """
+    groups = scores.view(len(scores), 16, -1)
+    maxima = groups.amax(1)
+    rows = (wanted & (maxima.amax(1) >= torch.maximum(lowest, top.amin(1)))).nonzero()
+    chosen = maxima[rows[:, 0]].topk(min(CUTOFF, maxima.shape[1]), 1, sorted=False).indices
+    member = torch.arange(16, device=scores.device).view(1, 16, 1)
+    found = groups[rows.unsqueeze(2), member, chosen.unsqueeze(1)].flatten(1)
+    top[rows[:, 0]] = torch.cat([top[rows[:, 0]], found], 1).topk(CUTOFF, 1, sorted=False).values
