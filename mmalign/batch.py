@@ -14,17 +14,19 @@ Masks are True where there is something: a real position, a present modality.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, Self
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+Moved = TypeVar("Moved", bound="_Movable")  # typing.Self is not understood by the machine that checks shapes
+
 
 class _Movable:
     """Lets a dataclass of tensors follow its model to a device; Lightning calls `to` on whatever a loader yields."""
 
-    def map_tensors(self, function: Callable[[Tensor], Tensor]) -> Self:
+    def map_tensors(self: Moved, function: Callable[[Tensor], Tensor]) -> Moved:
         """Apply `function` to every tensor, also inside mappings and nested contracts; return a new object."""
 
         def visit(value: Any) -> Any:
@@ -39,10 +41,10 @@ class _Movable:
         changes = {f.name: visit(getattr(self, f.name)) for f in fields(self)}  # type: ignore[arg-type]
         return replace(self, **changes)  # type: ignore[type-var]
 
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:
+    def to(self: Moved, device: torch.device | str, non_blocking: bool = False) -> Moved:
         return self.map_tensors(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
-    def pin_memory(self) -> Self:
+    def pin_memory(self: Moved) -> Moved:
         return self.map_tensors(lambda tensor: tensor.pin_memory())
 
 
@@ -50,9 +52,9 @@ class _Movable:
 class Values(_Movable):
     """One modality of a batch.
 
-    `values` is what the encoder's `forward` takes: pictures [batch, 3, height, width], waveforms [batch, samples], token
-    ids [batch, length], series [batch, length, channels]. Rows of absent samples hold zeros. When the tower is frozen and
-    its outputs are cached, `features` holds its pooled outputs, and `values` is None.
+    `values` is what the encoder's `forward` takes: pictures [batch, 3, height, width], waveforms [batch, samples],
+    token ids [batch, length], series [batch, length, channels]. Rows of absent samples hold zeros. When the tower is
+    frozen and its outputs are cached, `features` holds its pooled outputs, and `values` is None.
     """
 
     present: Bool[Tensor, " batch"]
@@ -141,8 +143,8 @@ class Embeddings(_Movable):
         likelihoods: by modality name, for the rows of language text: negative log-likelihood in nats of a row, and the
             number of tokens predicted in it, as [batch, 2]; zero for other rows. For next-token losses.
         pooled: the towers' own pooled outputs, before projection; absent rows are zero. For retention and diagnostics.
-        rows: the rows that this process answers for, as (start, stop); None means all. After gathering over ranks, every
-            rank holds all rows, and sums only over its own anchors.
+        rows: the rows that this process answers for, as (start, stop); None means all. After gathering over ranks,
+            every rank holds all rows, and sums only over its own anchors.
     """
 
     vectors: dict[str, Float[Tensor, "batch dim"]]

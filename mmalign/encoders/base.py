@@ -96,8 +96,8 @@ class SeriesPreprocess(Preprocess):
 class Encoder(nn.Module):
     """One modality's tower: `forward(values, mask) -> Tokens`.
 
-    A subclass sets `preprocess`, `width` (of `pooled` and `sequence`) and `axis` through this constructor, and implements
-    `forward`. In evaluation mode the embedding of a sample must not depend on its neighbours in the batch.
+    A subclass sets `preprocess`, `width` (of `pooled` and `sequence`) and `axis` through this constructor, and
+    implements `forward`. In evaluation mode the embedding of a sample must not depend on its neighbours in the batch.
     """
 
     def __init__(self, preprocess: Preprocess, width: int, axis: Axis) -> None:

@@ -1,0 +1,70 @@
+"""Where a tower's weights come from: a file, or a name of the asset registry; and how they are read."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+def locate(name: str) -> Path:
+    """The file or folder that `name` means: an existing path, or else an asset from the cache; nothing is downloaded.
+
+    Raises:
+        FileNotFoundError: it is neither, or the asset isn't in the cache yet.
+    """
+    path = Path(name).expanduser()
+    if path.exists():
+        return path
+    from mmalign import assets
+
+    if name not in assets.ASSETS:
+        raise FileNotFoundError(f"{name!r} is neither a file, nor a folder, nor an asset (see `mmalign assets list`)")
+    return assets.path(name)
+
+
+def load_tensors(path: Path) -> dict[str, Any]:
+    """A state dict from a safetensors file or a torch checkpoint. No code in the file is ever run."""
+    if path.suffix == ".safetensors":
+        from safetensors.torch import load_file
+
+        return load_file(path)
+    loaded = torch.load(path, map_location="cpu", weights_only=True)
+    if not isinstance(loaded, dict):
+        raise ValueError(f"{path}: expected a state dict, found a {type(loaded).__name__}")
+    return loaded.get("state_dict", loaded)
+
+
+def load_in_order(module: nn.Module, state: dict[str, Tensor], source: Path) -> None:
+    """Load a state dict by name; where the names are others', by position, if number and all shapes agree.
+
+    Raises:
+        ValueError: the tensors don't correspond; names the first that doesn't.
+    """
+    own = module.state_dict()
+    if set(own) == set(state):
+        module.load_state_dict(state)
+        return
+    if len(own) != len(state):
+        raise ValueError(f"{source}: holds {len(state)} tensors, the model has {len(own)}")
+    for (name, tensor), (other, given) in zip(own.items(), state.items(), strict=True):
+        # The last part of a name ("weight", "running_mean") tells tensors of one shape apart.
+        if tensor.shape != given.shape or name.rsplit(".", 1)[-1] != other.rsplit(".", 1)[-1]:
+            raise ValueError(f"{source}: {other} {list(given.shape)} does not fit {name} {list(tensor.shape)}")
+    module.load_state_dict(dict(zip(own, state.values(), strict=True)))
+
+
+def layers_in_order(module: nn.Module) -> list[nn.Module]:
+    """Parts with parameters from input to output: sequences are opened, and a norm belongs to what it follows."""
+    parts: list[nn.Module] = []
+    for child in module.children():
+        if isinstance(child, nn.Sequential | nn.ModuleList) and type(child).forward in (
+            nn.Sequential.forward,
+            nn.ModuleList.forward,
+        ):
+            parts += layers_in_order(child)
+        elif any(True for _ in child.parameters()):
+            if parts and "norm" in type(child).__name__.lower():
+                child = nn.ModuleList([parts.pop(), child])
+            parts.append(child)
+    return parts

@@ -1,0 +1,60 @@
+"""What every tower promises, as one check."""
+
+import json
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from mmalign.encoders.base import Encoder
+
+
+def check_tower(encoder: Encoder, rows: list[Tensor], atol: float = 1e-5) -> None:
+    """Alone equals in any batch, an absent neighbour included; and widths, spec, layers and preprocessing."""
+    encoder.eval()
+    values, mask = encoder.preprocess.collate([rows[0], None, *rows[1:]])
+    with torch.no_grad():
+        together = encoder(values, mask)
+        assert together.pooled.isfinite().all()
+        assert together.sequence.isfinite().all()
+        assert together.pooled.shape[1] == together.sequence.shape[2] == encoder.width
+        first, second = (encoder(*encoder.preprocess.collate([row])).pooled for row in rows[-2:])
+        difference = (first - second).abs().max().item()
+        assert difference > 1e-5  # a tower that ignores its input would pass the rest
+        atol = min(atol, difference / 20)
+        for row, position in zip(rows, [0, *range(2, len(rows) + 1)], strict=True):
+            alone = encoder(*encoder.preprocess.collate([row]))
+            torch.testing.assert_close(together.pooled[position], alone.pooled[0], atol=atol, rtol=0)
+            real = together.sequence[position][together.mask[position]]
+            torch.testing.assert_close(real, alone.sequence[0][alone.mask[0]], atol=atol, rtol=0)
+    assert json.loads(json.dumps(encoder.spec)) == encoder.spec
+    again = pickle.loads(pickle.dumps(encoder.preprocess))
+    assert again == encoder.preprocess
+    assert again.spec == encoder.preprocess.spec
+    parameters = {id(p) for p in encoder.parameters()}
+    in_layers = [id(p) for layer in encoder.layers() for p in layer.parameters()]
+    assert set(in_layers) <= parameters
+    assert len(in_layers) == len(set(in_layers))  # each in one layer only
+
+
+@pytest.fixture
+def tower_check() -> Callable[..., None]:
+    return check_tower
+
+
+@pytest.fixture
+def cached_asset() -> Callable[[str], Path]:
+    """The path of a real asset; the test is skipped where the asset is neither cached nor to be fetched."""
+
+    def path(name: str) -> Path:
+        from mmalign import assets
+
+        try:
+            return assets.fetch(name)
+        except Exception as error:
+            pytest.skip(f"asset {name} is not available: {error}")
+
+    return path
