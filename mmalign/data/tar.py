@@ -1,8 +1,8 @@
 """A strict reader of tar archives by position.
 
-Python's tarfile, and what builds on it, takes a damaged header for the end of the archive and stops without a word. Here
-every header's checksum must hold, every member must lie inside the file, and the archive must end in two zero blocks;
-anything else is a TarError that says where. Nothing is ever extracted, so a member's name never becomes a path.
+Python's tarfile, and what builds on it, takes a damaged header for the end of the archive and stops without a word.
+Here every header's checksum must hold, every member must lie inside the file, and the archive must end in two zero
+blocks; anything else is a TarError that says where. Nothing is ever extracted: no member's name becomes a path.
 """
 
 import re
@@ -29,7 +29,7 @@ class TarError(ValueError):
     Attributes:
         offset: byte where the damaged member starts.
         name: of that member, as far as it can be read; "" when not even that.
-        certain: whether a valid checksum vouches for the name.
+        certain: whether a valid checksum vouches for the name, or for there being none: every member is complete.
         resume: where the next member starts; None when that is not known.
     """
 
@@ -131,19 +131,24 @@ def walk(read: Read, start: int, stop: int, closed: bool = True) -> Iterator[Mem
 
 
 def find_header(read: Read, start: int, stop: int) -> int | None:
-    """The first block at or after `start` that is a valid header, or the closing zero blocks; None without one."""
+    """The first block in [start, stop) that is a valid header with a tar's magic; None without one."""
     for position in range(start, stop - BLOCK + 1, BLOCK):
         block = read(position, BLOCK)
-        if block == _ZEROS:
-            if not read(position, stop - position).strip(b"\0"):
-                return position
-        elif block[257:262] == b"ustar":
+        if block[257:262] == b"ustar":
             try:
                 _parse(block)
             except ValueError:
                 continue
             return position
     return None
+
+
+def end_of_content(read: Read, size: int) -> int:
+    """Where the zero blocks start that an archive of `size` bytes ends in; `size` when there are none."""
+    position = size
+    while position >= BLOCK and read(position - BLOCK, BLOCK) == _ZEROS:
+        position -= BLOCK
+    return position
 
 
 def _parse(block: bytes) -> tuple[bytes, str, int]:
@@ -191,7 +196,7 @@ def _pax(payload: bytes, kind: bytes, first: int, name: str, size: int | None) -
         length = int(digits) if space and digits.isdigit() and len(digits) < 8 else 0
         record = rest[len(digits) + 1 : length]
         key, equals, value = record.partition(b"=")
-        if length <= len(digits) + 1 or not record.endswith(b"\n") or not equals:
+        if not len(digits) + 1 < length <= len(rest) or not record.endswith(b"\n") or not equals:
             raise TarError("a malformed pax header", first)
         rest, value = rest[length:], value[:-1]
         if key not in (b"path", b"size") and not key.startswith(b"GNU.sparse"):
@@ -207,9 +212,9 @@ def _pax(payload: bytes, kind: bytes, first: int, name: str, size: int | None) -
 
 def _check_end(read: Read, position: int, stop: int) -> None:
     if stop - position < 2 * BLOCK:
-        raise TarError("truncated at a member's end: only one closing zero block", position)
+        raise TarError("truncated at a member's end: only one closing zero block", position, certain=True)
     # Tar pads to its record size with zeros; anything else would be members that no reader reaches.
     chunk = 1 << 20
     for at in range(position, stop, chunk):
         if read(at, min(chunk, stop - at)).strip(b"\0"):
-            raise TarError("data after the archive's first closing zero block", position)
+            raise TarError("data after the archive's first closing zero block", position, certain=True)
