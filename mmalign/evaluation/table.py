@@ -80,8 +80,9 @@ def read_rows(path: Path) -> list[Row]:
     rows = []
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
         try:
-            values: dict[str, Any] = json.loads(line)
-            rows.append(Row(**{k: math.nan if v is None and k in floats else v for k, v in values.items()}))
+            values: Any = json.loads(line)
+            values = {k: math.nan if v is None and k in floats else v for k, v in values.items()}
+            rows.append(Row(**values))
         except (TypeError, ValueError) as error:
             raise ValueError(f"{path}:{number}: not a row of metrics: {error}") from error
     return rows
