@@ -8,6 +8,8 @@ from torch import Tensor
 
 from mmalign.evaluation.retrieval_metrics import TIE_TOLERANCE, rank_queries
 
+Data = tuple[Tensor, Tensor, Tensor, Tensor]
+
 
 def naive(
     queries: Tensor, gallery: Tensor, query_group: Tensor, gallery_group: Tensor
