@@ -74,6 +74,7 @@ def build_parser() -> argparse.ArgumentParser:
     train = commands.add_parser("train", help="run an experiment", description=_TRAIN_HELP, formatter_class=raw)
     train.add_argument("--config", type=Path, required=True, metavar="FILE", help="the experiment, one complete YAML")
     train.add_argument("--out", type=Path, default=None, metavar="RUN", help="the run's folder; default: runs/NAME")
+    train.add_argument("--arm", default=None, help="one of the file's arms, where it compares several")
     train.add_argument(
         "--resume", action="store_true", help="go on where the run's last checkpoint stands, if it has one"
     )
@@ -99,6 +100,8 @@ def build_parser() -> argparse.ArgumentParser:
     compare.add_argument("runs", nargs="*", type=Path, metavar="RUN")
     compare.add_argument("--config", type=Path, default=None, metavar="FILE", help="an experiment with arms and seeds")
     compare.add_argument("--out", type=Path, default=None, metavar="DIR", help="default: runs/compare, or runs/NAME")
+    compare.add_argument("--jobs", type=int, default=1, help="runs trained at the same time; default: %(default)s")
+    compare.add_argument("--arms", nargs="*", default=None, metavar="ARM", help="only these arms")
     compare.add_argument("--results", type=Path, default=None, metavar="JSON", help="write the figures there as well")
     return parser
 
@@ -149,7 +152,7 @@ def _data(options: argparse.Namespace, rest: list[str]) -> int | None:
 def _train(options: argparse.Namespace, rest: list[str]) -> int | None:
     from mmalign.training.config import check_config, parse_overrides, read_config
 
-    config = check_config(read_config(options.config, parse_overrides(rest)))
+    config = check_config(read_config(options.config, parse_overrides(rest), options.arm))
     if options.print_config:
         import yaml
 
@@ -176,9 +179,17 @@ def _report(options: argparse.Namespace, rest: list[str]) -> int | None:
 
 
 def _compare(options: argparse.Namespace, rest: list[str]) -> int | None:
-    from mmalign.training.compare import compare
+    from mmalign.training import compare
 
-    return compare(options.runs, options.config, rest, options.out, options.results)
+    if options.config is None:
+        compare.compare_runs(options.runs, options.out or Path("runs/compare"), options.results)
+    else:
+        from mmalign.training.config import parse_overrides
+
+        arms = compare.read_arms(options.config, parse_overrides(rest), options.arms)
+        out = options.out or Path("runs") / options.config.stem
+        compare.compare_runs(arms.train_missing(out, options.jobs), out, options.results)
+    return 0
 
 
 _COMMANDS = {

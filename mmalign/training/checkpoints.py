@@ -80,7 +80,7 @@ _NAME = re.compile(r"stage-(\d+)(?:-step-(\d+))?\.ckpt")
 
 
 class CheckpointFolder:
-    """RUN/checkpoints: `stage-00.ckpt` (the start), `stage-01-step-00000500.ckpt` (in a stage), `stage-01.ckpt` (its end).
+    """RUN/checkpoints: `stage-00.ckpt` (the start), `stage-01-step-00000500.ckpt` (within), `stage-01.ckpt` (the end).
 
     Args:
         directory: the folder; it need not exist.
@@ -122,6 +122,14 @@ class CheckpointFolder:
         if end is None:
             raise FileNotFoundError(f"{self.directory}: no checkpoint of mmalign here")
         return self.last_within(end + 1) or self.end_of(end)
+
+    def position(self) -> tuple[int, int] | None:
+        """(stage index, steps done in it) of the newest state; None for an empty folder."""
+        end = self.last_end()
+        if end is None:
+            return None
+        within = self.last_within(end + 1)
+        return (end + 1, int(_NAME.fullmatch(within.name)[2])) if within else (end + 1, 0)  # type: ignore[index]
 
     def prune(self, stage_index: int) -> None:
         """Keep the newest `keep` of this stage's checkpoints, and none of the stages before."""

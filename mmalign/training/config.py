@@ -26,8 +26,27 @@ class ConfigError(ValueError):
     """The configuration is wrong; the message names file and key."""
 
 
-def read_config(file: Path, overrides: dict[str, Any] | None = None) -> dict[str, Any]:
+def read_config(file: Path, overrides: dict[str, Any] | None = None, arm: str | None = None) -> dict[str, Any]:
     """A YAML file, with overrides by dotted key, as plain data; not checked yet.
+
+    A file may also hold `arms` (by name, overrides by dotted key) and `seeds`, which `mmalign compare` reads; they are
+    no part of the configuration of one run.
+
+    Raises:
+        ConfigError: no such file, no YAML, no mapping, or no such arm.
+    """
+    config = load_yaml(file)
+    arms = config.pop("arms", None) or {}
+    config.pop("seeds", None)
+    if arm is not None:
+        if arm not in arms:
+            raise ConfigError(f"{file}: there is no arm {arm!r}{_meant(arm, list(arms))}")
+        config = override(config, {**(arms[arm] or {}), "arm": arm})
+    return override(config, overrides or {})
+
+
+def load_yaml(file: Path) -> dict[str, Any]:
+    """A YAML file that holds a mapping.
 
     Raises:
         ConfigError: no such file, no YAML, or no mapping.
@@ -40,7 +59,7 @@ def read_config(file: Path, overrides: dict[str, Any] | None = None) -> dict[str
         raise ConfigError(f"{file}: not valid YAML: {error}") from None
     if not isinstance(config, dict):
         raise ConfigError(f"{file}: a configuration is a mapping, found {type(config).__name__}")
-    return override(config, overrides or {})
+    return config
 
 
 def override(config: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:

@@ -34,7 +34,6 @@ class Curriculum:
         experiment: built from `config`.
         config: the checked configuration as plain data; it travels in every checkpoint.
         directory: of the run.
-        loggers: of the run.
         rank: of this process; only 0 writes.
     """
 
@@ -43,13 +42,11 @@ class Curriculum:
         experiment: Experiment,
         config: dict[str, Any],
         directory: Path,
-        loggers: RunLoggers,
         rank: int = 0,
     ) -> None:
         self.experiment = experiment
         self.config = config
         self.directory = directory
-        self.loggers = loggers
         self.rank = rank
         self.checkpoints = CheckpointFolder(directory / "checkpoints", experiment.runtime.keep_checkpoints)
         self.quarantine = QuarantineLog(directory / "quarantine.jsonl")
@@ -58,8 +55,9 @@ class Curriculum:
         self.stage_facts: list[dict[str, Any]] = []
         self.device = torch.device("cpu")
 
-    def run(self) -> list[Row]:
+    def run(self, loggers: RunLoggers) -> list[Row]:
         """All stages that are not done yet, each followed by an evaluation of every column."""
+        self.loggers = loggers
         names = list(self.experiment.stages)
         start = self._restore()
         self._evaluate_unless_done("start", start)
@@ -69,6 +67,11 @@ class Curriculum:
                 self._save_end(index)
             self._evaluate_unless_done(name, index)
         return self.rows
+
+    def steps_done(self) -> int | None:
+        """Optimizer steps up to the run's newest checkpoint, over all stages; None for a new run."""
+        position = self.checkpoints.position()
+        return None if position is None else self._steps_before(position[0]) + position[1]
 
     # --- state ---------------------------------------------------------------------------------------------------
 
@@ -115,7 +118,7 @@ class Curriculum:
         }
 
     def _save_end(self, index: int) -> None:
-        """Weights, methods and facts at the end of a stage (0: the start). The next stage has an optimizer of its own."""
+        """Weights, methods and facts at the end of a stage (0: the start); the next has an optimizer of its own."""
         if self.rank != 0:
             return
         holder = nn.ModuleDict({"model": self.experiment.model, "losses": nn.ModuleDict(self.experiment.losses)})

@@ -102,6 +102,7 @@ class Experiment:
         evaluation: the columns of the forgetting matrix, by name; each runs before stage 1 and after every stage.
         retention: methods against forgetting, by name; they compose. Empty is the naive baseline.
         sources: by directory, the data sets that are built first where their directory does not exist.
+        arm: what is compared: runs of one arm differ in their seed only. `mmalign compare` sets it.
         seed: of everything that is random.
         initial_checkpoint: a checkpoint of an earlier run, whose model and losses this run starts from.
         runtime, logging, limits: where it runs, where it logs, what counts as an unusable sample.
@@ -115,6 +116,7 @@ class Experiment:
     evaluation: dict[str, Evaluator]
     retention: dict[str, Retention] = field(default_factory=dict)
     sources: dict[str, Source] = field(default_factory=dict)
+    arm: str = ""
     seed: int = 0
     initial_checkpoint: str | None = None
     runtime: Runtime = field(default_factory=Runtime)

@@ -74,6 +74,7 @@ def describe_run(config: dict[str, Any], stages: list[dict[str, Any]]) -> dict[s
     """The content of run.json."""
     return {
         "name": config["name"],
+        "arm": config["arm"] or None,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "seed": config["seed"],
         "versions": {"mmalign": __version__, "python": platform.python_version()}

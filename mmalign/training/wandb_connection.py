@@ -95,6 +95,12 @@ def _wandb_mode(settings: LoggerSettings) -> Literal["online", "offline", "disab
     return mode
 
 
+def _base_url() -> str:
+    import wandb
+
+    return str(wandb.setup().settings.base_url)
+
+
 def _logged_in() -> bool:
     """Whether W&B would find an API key, without asking for one."""
     import netrc
@@ -102,13 +108,13 @@ def _logged_in() -> bool:
 
     import wandb
 
-    settings = wandb.setup().settings
-    if settings.api_key or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
+    if wandb.setup().settings.api_key or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
         return True
-    files = [os.environ.get("NETRC", ""), "~/.netrc", "~/_netrc"]
-    for path in (Path(file).expanduser() for file in files if file):
+    host = urlsplit(_base_url()).hostname or ""
+    for name in filter(None, [os.environ.get("NETRC"), "~/.netrc", "~/_netrc"]):
+        path = Path(name).expanduser()
         try:
-            if path.is_file() and netrc.netrc(path).authenticators(urlsplit(settings.base_url).hostname or ""):
+            if path.is_file() and netrc.netrc(path).authenticators(host):
                 return True
         except (OSError, netrc.NetrcParseError):
             continue
@@ -121,9 +127,7 @@ def _server_answers(seconds: float) -> bool:
     from urllib.parse import urlsplit
     from urllib.request import getproxies
 
-    import wandb
-
-    address = urlsplit(wandb.setup().settings.base_url)
+    address = urlsplit(_base_url())
     if address.scheme in getproxies() or "all" in getproxies():
         return True
     try:

@@ -1,0 +1,128 @@
+"""Arms and seeds: train what is missing, then lay the runs side by side."""
+
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from mmalign.evaluation.table import read_rows, write_rows
+from mmalign.training.config import ConfigError, check_config, differences, load_yaml, read_config
+from mmalign.training.run_files import write_text
+
+
+@dataclass
+class Arms:
+    """The runs that a file with `arms` and `seeds` asks for.
+
+    Attributes:
+        configs: checked configurations by (arm, seed), in the file's order.
+    """
+
+    configs: dict[tuple[str, int], dict[str, Any]]
+
+    def train_missing(self, out: Path, jobs: int) -> list[Path]:
+        """Train every run that is not finished, `jobs` at a time, each in a process of its own; returns the runs.
+
+        Runs of one seed that do the same up to some stage do it once: a stage whose `retention` is empty is the same in
+        every arm that changes nothing else before it.
+
+        Raises:
+            RuntimeError: a run failed; names its folder. The finished ones stay.
+        """
+        directories = {key: out / key[0] / f"seed-{key[1]}" for key in self.configs}
+        seeds: dict[int, list[tuple[str, int]]] = {}
+        for key in self.configs:
+            seeds.setdefault(key[1], []).append(key)
+
+        def first_of(keys: list[tuple[str, int]]) -> None:
+            self._train(directories[keys[0]], keys[0], jobs)
+
+        def rest_of(key: tuple[str, int]) -> None:
+            leader = seeds[key[1]][0]
+            shared = shared_stages(self.configs[leader], self.configs[key])
+            if shared and not (directories[key] / "config.yaml").exists():
+                adopt(directories[leader], directories[key], self.configs[key], shared)
+            self._train(directories[key], key, jobs)
+
+        with ThreadPoolExecutor(max(1, jobs)) as pool:
+            list(pool.map(first_of, seeds.values()))
+            list(pool.map(rest_of, [key for keys in seeds.values() for key in keys[1:]]))
+        return list(directories.values())
+
+    def _train(self, directory: Path, key: tuple[str, int], jobs: int) -> None:
+        if (directory / "report.html").exists():
+            return
+        directory.mkdir(parents=True, exist_ok=True)
+        config = directory.parent / f"{directory.name}.yaml"
+        write_text(config, yaml.safe_dump(self.configs[key], sort_keys=False, allow_unicode=True))
+        environment = dict(os.environ)
+        if jobs > 1:
+            # two processes of two threads each crawl on two cores
+            environment["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // jobs))
+        with open(directory.parent / f"{directory.name}.log", "a", encoding="utf-8") as log:
+            command = [sys.executable, "-m", "mmalign", "train", "--config", str(config), "--out", str(directory)]
+            status = subprocess.run([*command, "--resume"], stdout=log, stderr=log, env=environment).returncode
+        if status != 0:
+            raise RuntimeError(f"{directory}: training ended with status {status}; see {directory}.log")
+        print(f"{directory}: done", flush=True)
+
+
+def read_arms(file: Path, overrides: dict[str, Any], names: list[str] | None = None) -> Arms:
+    """The arms and seeds of a YAML, every configuration checked before anything is trained.
+
+    Raises:
+        ConfigError: the file names no arms or no seeds, or one of its configurations is wrong.
+    """
+    content = load_yaml(file)
+    arms, seeds = content.get("arms"), overrides.pop("seeds", None) or content.get("seeds")
+    if not isinstance(arms, dict) or not arms or not isinstance(seeds, list) or not seeds:
+        raise ConfigError(f"{file}: to compare, give `arms` (by name) and `seeds` (a list)")
+    configs = {}
+    for seed in seeds:
+        for arm in names or arms:
+            config = read_config(file, {**overrides, "seed": seed}, arm)
+            config["name"] = f"{config['name']}/{arm}/seed-{seed}"
+            configs[arm, int(seed)] = check_config(config)
+    return Arms(configs)
+
+
+def shared_stages(one: dict[str, Any], other: dict[str, Any]) -> int:
+    """How many first stages two configurations do alike: no retention method is active, and nothing else differs."""
+    differing = differences(one, other)
+    if any(key.split(".")[0] not in ("arm", "name", "retention", "stages") for key in differing):
+        return 0
+    count = 0
+    for name in one["stages"]:
+        same = not any(key.startswith(f"stages.{name}.") or key == f"stages.{name}" for key in differing)
+        if not same or one["stages"][name]["retention"] != {}:
+            break
+        count += 1
+    return count
+
+
+def adopt(source: Path, target: Path, config: dict[str, Any], stages: int) -> None:
+    """Start the run `target` from the first stages of the finished run `source`, which did the same up to there."""
+    from mmalign.training.checkpoints import CheckpointFolder, load_checkpoint, save_atomically
+
+    rows = [row for row in read_rows(source / "metrics.jsonl") if row.stage_index <= stages]
+    for index in range(stages + 1):
+        content = load_checkpoint(CheckpointFolder(source / "checkpoints", 1).end_of(index))
+        content["mmalign"]["config"] = config
+        content["mmalign"]["retention"] = {}
+        save_atomically(content, CheckpointFolder(target / "checkpoints", 1).end_of(index))
+    write_rows(target / "metrics.jsonl", [replace(row, run=config["name"]) for row in rows])
+
+
+def compare_runs(runs: list[Path], out: Path, results: Path | None) -> None:
+    """Tables, heat maps and plots of finished runs: OUT/report.html, OUT/comparison.json and .csv, and `results`."""
+    from mmalign.report.commands import report
+    from mmalign.report.compare import write_comparison
+
+    out.mkdir(parents=True, exist_ok=True)
+    write_comparison(runs, out, results)
+    print(report(runs, out / "report.html"))

@@ -1,0 +1,106 @@
+"""One run from configuration to report."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mmalign.data.config import ShardData
+from mmalign.data.shards import build
+from mmalign.data.sources.base import Source
+from mmalign.training.config import ConfigError, build_experiment, build_part
+from mmalign.training.curriculum import Curriculum
+from mmalign.training.logging import make_loggers
+from mmalign.training.run_files import describe_run, open_run, write_json
+
+
+def train(config: dict[str, Any], directory: Path, resume: bool = False) -> Path:
+    """Build missing data, run every stage, evaluate, log, write the report.
+
+    Args:
+        config: as `check_config` returns it.
+        directory: of the run.
+        resume: go on with the run that is there; without one, start it.
+
+    Returns:
+        The path of the report.
+
+    Raises:
+        ConfigError: the directory holds a run and `resume` is False, or it was started with another configuration, or a
+            data set is not there. Nothing was built or loaded by then.
+        FloatingPointError: a loss is not finite; names step, loss and keys.
+    """
+    import lightning as L
+    from lightning.pytorch.utilities import rank_zero_only
+
+    rank = getattr(rank_zero_only, "rank", 0) or 0
+    if rank == 0:
+        open_run(directory, config, resume)
+        build_missing_data(config)
+    check_data(config)
+    runtime = config["runtime"]
+    if runtime["threads"] is not None:
+        torch.set_num_threads(runtime["threads"])
+    torch.set_flush_denormal(True)
+    L.seed_everything(config["seed"], verbose=False)
+    experiment = build_experiment(config)
+    curriculum = Curriculum(experiment, config, directory, rank)
+    loggers = make_loggers(directory, config, experiment.logging, config["name"], curriculum.steps_done())
+    exit_code = 1
+    try:
+        curriculum.run(loggers)
+        report = finish(curriculum, directory, loggers) if rank == 0 else directory / "report.html"
+        exit_code = 0
+    finally:
+        loggers.close(exit_code)
+    return report
+
+
+def finish(curriculum: Curriculum, directory: Path, loggers: Any) -> Path:
+    """Facts, examples, diagnostics, the report, and all of it to W&B."""
+    from mmalign.report.commands import report
+    from mmalign.training.showcase import write_diagnostics, write_examples
+
+    experiment = curriculum.experiment
+    step = curriculum.rows[-1].step if curriculum.rows else 0
+    write_json(directory / "run.json", describe_run(curriculum.config, curriculum.stage_facts))
+    write_examples(directory, experiment)
+    write_diagnostics(directory, experiment)
+    page = report([directory], None)
+    loggers.log_examples(directory, step)
+    loggers.log_matrix(curriculum.rows, step)
+    loggers.log_report(page)
+    print(f"{directory}: metrics.jsonl, {page.name}", flush=True)
+    return page
+
+
+def build_missing_data(config: dict[str, Any]) -> None:
+    """Build the configuration's sources whose directories have no card yet."""
+    missing = {path: source for path, source in config["sources"].items() if not (Path(path) / "card.json").exists()}
+    for path, source in build_part(missing, dict[str, Source]).items():
+        print(f"building {source.name} in {path}", flush=True)
+        build(source, Path(path))
+
+
+def check_data(config: dict[str, Any]) -> None:
+    """Every data set that the configuration names exists, with its split.
+
+    Raises:
+        ConfigError: names the key.
+    """
+    for key in ("stages", "evaluation", "retention"):
+        for path, data in _shard_data(config[key], key):
+            try:
+                ShardData(**data).validate()
+            except (ValueError, OSError) as error:
+                raise ConfigError(f"{path}: {error}") from None
+
+
+def _shard_data(value: Any, path: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    if isinstance(value, dict):
+        if "shards" in value and "split" in value:
+            yield path, value
+            return
+        for key, item in value.items():
+            yield from _shard_data(item, f"{path}.{key}")
