@@ -7,14 +7,14 @@ value, and the report leaves that section out. All text is UTF-8, all JSON is st
     metrics.jsonl      the table of metrics, one row a line (mmalign.evaluation.table)
     run.json           {"name": str, "created": ISO date, "arm": str?, "seed": int, "command": str?,
                         "versions": {package: version}, "machine": {property: text or number},
-                        "stages": [{"name": str, "steps": int,
-                                    "trainable": {component: parameters}, "frozen": {component: parameters}?}]}
+                        "stages": [{"name": str, "steps": int, "batch_size": int?,
+                                    "trainable": {component: [trained parameters, all parameters]}}]}
                        `arm` names what is compared (a retention method); runs of one arm differ in their seed
     train.csv          one line a logged step: step, stage, loss, loss/NAME, learning_rate/GROUP, gradient_norm,
                        samples_per_second, data_wait_share, seconds, …; empty where a step has no such number
     quarantine.jsonl   one unusable sample a line: {"shard", "key", "offset", "stage", "error", "modality"?}
-    cost.json          {"total": COST, "stages": {name: COST}?}, with COST = {"samples", "tokens", "flops", "seconds",
-                       "peak_memory_bytes", "bytes_stored", …}: numbers, unit in the name
+    cost.json          [{"stage": str, "samples", "tokens", "flops", "seconds", "peak_memory_bytes", "bytes_stored", …},
+                       …]: one entry a stage, numbers with the unit in the name
     examples/          retrieval examples: mmalign.report.examples
     diagnostics.json   {"modality_gap": {"stage": str?, "points": {modality: [[x, y], …]},
                         "explained_variance": [first, second]?, "gaps": {"image-text": distance}?}}: the first two
@@ -90,23 +90,26 @@ class Run:
 
     @cached_property
     def info(self) -> dict[str, Any]:
-        return self._json("run.json")
+        return self._mapping("run.json")
 
     @cached_property
     def stages(self) -> list[dict[str, Any]]:
         return [stage for stage in self.info.get("stages") or [] if isinstance(stage, dict)]
 
     @cached_property
-    def cost(self) -> dict[str, dict[str, Any]]:
-        """Costs by stage, in order, with "total" last; empty without a cost.json."""
+    def cost(self) -> dict[str, dict[str, float]]:
+        """Costs by stage, in order, then "total" of all stages; empty without a cost.json."""
         loaded = self._json("cost.json")
-        stages = {str(k): v for k, v in (loaded.get("stages") or {}).items() if isinstance(v, dict)}
-        total = loaded.get("total")
-        return stages | ({"total": total} if isinstance(total, dict) else {})
+        entries = [entry for entry in loaded if isinstance(entry, dict)] if isinstance(loaded, list) else []
+        stages = {
+            str(entry.get("stage", index)): {name: float(value) for name, value in entry.items() if finite(value)}
+            for index, entry in enumerate(entries, 1)
+        }
+        return stages | {"total": _total(list(stages.values()))} if stages else {}
 
     @cached_property
     def modality_gap(self) -> dict[str, Any]:
-        gap = self._json("diagnostics.json").get("modality_gap")
+        gap = self._mapping("diagnostics.json").get("modality_gap")
         return gap if isinstance(gap, dict) and isinstance(gap.get("points"), dict) else {}
 
     @cached_property
@@ -142,10 +145,25 @@ class Run:
         paths = {_number(path.stem): path for path in (self.directory / "sweep").glob("*.jsonl")}
         return {alpha: read_rows(paths[alpha]) for alpha in sorted(paths) if math.isfinite(alpha)}
 
-    def _json(self, name: str) -> dict[str, Any]:
+    def _json(self, name: str) -> Any:
         path = self.directory / name
-        loaded = _parsed(path.read_text(encoding="utf-8")) if path.is_file() else None
+        return _parsed(path.read_text(encoding="utf-8", errors="replace")) if path.is_file() else None
+
+    def _mapping(self, name: str) -> dict[str, Any]:
+        loaded = self._json(name)
         return loaded if isinstance(loaded, dict) else {}
+
+
+def _total(costs: list[dict[str, float]]) -> dict[str, float]:
+    """Sums, except for what is a state and no flow: the peak of memory, and what is stored at the end."""
+    total: dict[str, float] = {}
+    for cost in costs:
+        for name, value in cost.items():
+            if name.startswith("peak_"):
+                total[name] = max(total.get(name, value), value)
+            else:
+                total[name] = value if name == "bytes_stored" else total.get(name, 0.0) + value
+    return total
 
 
 def _parsed(text: str) -> Any:
