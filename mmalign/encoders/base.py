@@ -1,5 +1,6 @@
 """The contract of encoders, and of the preprocessing that each of them owns."""
 
+import json
 from abc import abstractmethod
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
@@ -41,7 +42,8 @@ class Preprocess:
     @property
     def spec(self) -> dict[str, Any]:
         """Every setting, as JSON-able values, with the class's name."""
-        return {"class": f"{type(self).__module__}.{type(self).__qualname__}", **asdict(self)}
+        settings = json.loads(json.dumps(asdict(self)))  # tuples become lists, as in the JSON that is read back
+        return {"class": f"{type(self).__module__}.{type(self).__qualname__}", **settings}
 
     def prepare(self, value: Any, generator: np.random.Generator | None) -> Tensor:
         """One sample's decoded value -> one tensor, without a batch axis.

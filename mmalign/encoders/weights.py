@@ -58,10 +58,9 @@ def layers_in_order(module: nn.Module) -> list[nn.Module]:
     """Parts with parameters from input to output: sequences are opened, and a norm belongs to what it follows."""
     parts: list[nn.Module] = []
     for child in module.children():
-        if isinstance(child, nn.Sequential | nn.ModuleList) and type(child).forward in (
-            nn.Sequential.forward,
-            nn.ModuleList.forward,
-        ):
+        inner = list(child.children())
+        wraps_a_list = len(inner) == 1 and isinstance(inner[0], nn.ModuleList)
+        if type(child) in (nn.Sequential, nn.ModuleList) or wraps_a_list:
             parts += layers_in_order(child)
         elif any(True for _ in child.parameters()):
             if parts and "norm" in type(child).__name__.lower():

@@ -58,3 +58,28 @@ def cached_asset() -> Callable[[str], Path]:
             pytest.skip(f"asset {name} is not available: {error}")
 
     return path
+
+
+@pytest.fixture
+def open_clip_folder(tmp_path: Path) -> Callable[..., Path]:
+    """Writes a small open_clip model as a local-dir."""
+
+    def write(custom: bool = False, **text: object) -> Path:
+        from open_clip.model import CLIP, CustomTextCLIP
+        from safetensors.torch import save_file
+
+        torch.manual_seed(0)
+        vision: dict[str, object] = {"image_size": 32, "layers": 2, "width": 32, "head_width": 16, "patch_size": 8}
+        if custom:
+            vision = {"timm_model_name": "resnet10t", "timm_proj": "linear", "timm_pool": "avg", "image_size": 64}
+        text_cfg = {"context_length": 16, "vocab_size": 49408, "width": 24, "heads": 2, "layers": 2, **text}
+        config = {"embed_dim": 20, "vision_cfg": vision, "text_cfg": text_cfg}
+        model = (CustomTextCLIP if custom else CLIP)(**config)
+        preprocess = {"mean": [0.4, 0.5, 0.6], "std": [0.2, 0.3, 0.4], "resize_mode": "squash"}
+        preprocess["interpolation"] = "bilinear"
+        document = {"model_cfg": {**config, "custom_text": custom}, "preprocess_cfg": preprocess}
+        (tmp_path / "open_clip_config.json").write_text(json.dumps(document))
+        save_file({k: v.contiguous() for k, v in model.state_dict().items()}, tmp_path / "open_clip_model.safetensors")
+        return tmp_path
+
+    return write
