@@ -139,7 +139,7 @@ def test_offline_wandb_holds_everything(tmp_path: Path, monkeypatch: pytest.Monk
     assert values["eval/scenes/image->text/R@1"] == [0.5]
     assert set(values["trainer/global_step"]) == {7}
     assert not any("speech" in name for name in values)
-    assert values["comparison"][0]["ncols"] == 2
+    assert values["comparison/ncols"] == [2]
     artifacts = [record.artifact for record in records if record.HasField("artifact")]
     assert [a.type for a in artifacts if a.type == "report"] == ["report"]
     (media,) = tmp_path.glob("wandb/offline-run-*/files/media")
