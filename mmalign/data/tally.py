@@ -13,16 +13,16 @@ _KINDS = {extension: kind for kind, members in DEFAULT_MEMBERS.items() for exten
 class Range:
     """Smallest, largest, sum and number of some quantity."""
 
-    low: float = float("inf")
-    high: float = float("-inf")
-    total: float = 0.0
+    low: int | float = float("inf")
+    high: int | float = float("-inf")
+    total: int | float = 0
     count: int = 0
 
-    def add(self, value: float) -> None:
+    def add(self, value: int | float) -> None:
         self.low, self.high = min(self.low, value), max(self.high, value)
         self.total, self.count = self.total + value, self.count + 1
 
-    def to_dict(self) -> dict[str, float]:
+    def to_dict(self) -> dict[str, int | float]:
         mean = self.total / self.count
         return {"min": round(self.low, 3), "mean": round(mean, 3), "max": round(self.high, 3)}
 
@@ -109,7 +109,7 @@ def _family(extension: str) -> tuple[str, str, str]:
     return extension, "", kind
 
 
-def _measure(kind: str, data: bytes) -> dict[str, float]:
+def _measure(kind: str, data: bytes) -> dict[str, int | float]:
     if kind == "image":
         from PIL import Image
 

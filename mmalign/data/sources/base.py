@@ -84,13 +84,13 @@ def hashed_split(key: str, shares: Mapping[str, float], salt: str = "") -> str:
 def key_from(text: str, limit: int = 60) -> str:
     """A valid key of at most `limit` characters made of any name: ASCII letters, digits, `-` and `_`.
 
-    Different names can give the same key only with a hash collision: whatever had to be replaced or cut is hashed in.
+    Where anything had to be replaced or cut, a hash of the name is added, so that different names keep different keys.
     """
     key = re.sub(r"[^A-Za-z0-9_-]+", "-", text).strip("-")
-    if key == text and len(key) <= limit:
+    if key and key == text and len(key) <= limit:
         return key
     digest = hashlib.blake2b(text.encode("utf-8", "surrogateescape"), digest_size=5).hexdigest()
-    return f"{key[: limit - 11]}-{digest}"
+    return f"{key[: limit - 11]}-{digest}".lstrip("-")
 
 
 def _plain(value: Any) -> Any:

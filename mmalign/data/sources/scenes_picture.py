@@ -108,16 +108,16 @@ def _coverage(
 def unit_polygon(shape: str) -> NDArray[np.float64]:
     """Corners [corners, 2] of a shape of about radius 1 around (0, 0), y downwards."""
     if shape == "circle":
-        return _arc(0, 360, 48)[:-1] * 0.92
+        return _arc(0.0, 360.0, 48)[:-1] * 0.92
     if shape == "square":
-        return _arc(45, 405, 5)[:-1] * 1.12
+        return _arc(45.0, 405.0, 5)[:-1] * 1.12
     if shape == "diamond":
-        return _arc(0, 360, 5)[:-1] * (0.78, 1.08)
+        return _arc(0.0, 360.0, 5)[:-1] * (0.78, 1.08)
     if shape == "triangle":
-        return _arc(-90, 270, 4)[:-1] * 1.12 + (0, 0.22)
+        return _arc(-90.0, 270.0, 4)[:-1] * 1.12 + (0, 0.22)
     if shape == "star":
         radii = np.tile([1.12, 0.5], 5)[:, None]
-        return _arc(-90, 270, 11)[:-1] * radii + (0, 0.05)
+        return _arc(-90.0, 270.0, 11)[:-1] * radii + (0, 0.05)
     if shape == "cross":
         quarter = np.array([[0.34, -0.34], [0.34, -0.98], [-0.34, -0.98]])
         return np.concatenate([quarter @ _quarter_turn(turns) for turns in range(4)])
@@ -127,7 +127,7 @@ def unit_polygon(shape: str) -> NDArray[np.float64]:
         y = -(13 * np.cos(t) - 5 * np.cos(2 * t) - 2 * np.cos(3 * t) - np.cos(4 * t))
         return np.stack([x, y - 2.5], 1) / 15.5
     if shape == "crescent":
-        outer, inner = _arc(48, 312, 40), _arc(285, 75, 30) * 0.72
+        outer, inner = _arc(48.0, 312.0, 40), _arc(285.0, 75.0, 30) * 0.72
         both = np.concatenate([outer, inner + (outer[-1] - inner[0])])
         return both + np.array([0.2, 0])
     raise ValueError(f"no shape {shape!r}")
@@ -140,4 +140,4 @@ def _arc(start_degrees: float, stop_degrees: float, corners: int) -> NDArray[np.
 
 def _quarter_turn(turns: int) -> NDArray[np.float64]:
     cosine, sine = round(math.cos(turns * math.pi / 2)), round(math.sin(turns * math.pi / 2))
-    return np.array([[cosine, -sine], [sine, cosine]])
+    return np.array([[cosine, -sine], [sine, cosine]], dtype=np.float64)

@@ -51,7 +51,7 @@ def _tone(timbre: str, pitch_hz: float) -> NDArray[np.float32]:
         partials = ((1, 1, 3), (2.76, 0.7, 5), (5.4, 0.4, 8))
         wave = np.sum([gain * np.exp(-decay * t) * np.sin(k * phase) for k, gain, decay in partials], axis=0)
     elif timbre == "tremolo":
-        wave = (0.55 - 0.45 * np.cos(2 * np.pi * 12 * t)) * _harmonics(phase, {1: 1, 2: 0.4})
+        wave = (0.55 - 0.45 * np.cos(2 * np.pi * 12 * t)) * _harmonics(phase, {1: 1.0, 2: 0.4})
     elif timbre == "strings":
         sway = phase + 0.02 * pitch_hz / 6 * np.sin(2 * np.pi * 6 * t)
         wave = _harmonics(sway, {k: 1 / k for k in (1, 2, 3, 4)})
