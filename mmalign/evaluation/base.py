@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mmalign.evaluation.table import Row
 
@@ -33,3 +33,10 @@ class Evaluator(ABC):
 
     @abstractmethod
     def evaluate(self, model: "Aligner", moment: Moment, column: str) -> Iterator[Row]: ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """What must survive a restart, such as a reference taken before stage 1; tensors and plain values."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:  # noqa: B027
+        """The inverse of `state_dict`; an empty state means that nothing was kept yet."""
