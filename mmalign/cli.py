@@ -80,7 +80,12 @@ def build_parser() -> argparse.ArgumentParser:
     )
     train.add_argument("--print-config", action="store_true", help="print the complete configuration, and stop")
 
-    evaluate = commands.add_parser("evaluate", help="zero-shot retrieval of a run or checkpoint on any shards")
+    evaluate = commands.add_parser(
+        "evaluate",
+        help="zero-shot retrieval of a run or checkpoint on any shards",
+        description="All directions between all modalities of the data, with 95 % intervals and chance. The model and "
+        "its preprocessing come out of the checkpoint; the rows are those of metrics.jsonl.",
+    )
     evaluate.add_argument("checkpoint", type=Path, metavar="RUN_OR_CHECKPOINT")
     evaluate.add_argument("--data", type=Path, required=True, metavar="SHARDS")
     evaluate.add_argument("--split", default="test", help="default: %(default)s")
@@ -88,7 +93,12 @@ def build_parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--gallery", type=int, default=None, help="only the first so many samples")
     evaluate.add_argument("--out", type=Path, default=None, metavar="FILE", help="write the rows there as JSON lines")
 
-    report = commands.add_parser("report", help="one self-contained HTML page of one or several runs")
+    report = commands.add_parser(
+        "report",
+        help="one self-contained HTML page of one or several runs",
+        description="What was run, curves, the table of metrics with intervals and chance, the forgetting matrix, "
+        "examples of retrieval with pictures and sound, costs. Several runs stand side by side, grouped by arm.",
+    )
     report.add_argument("runs", nargs="+", type=Path, metavar="RUN")
     report.add_argument("--out", type=Path, default=None, metavar="FILE")
 
@@ -141,7 +151,7 @@ def _data(options: argparse.Namespace, rest: list[str]) -> int | None:
     from mmalign.data import commands
 
     if options.verb == "build":
-        from mmalign.training.config import parse_overrides
+        from mmalign.training.yaml_config import parse_overrides
 
         return commands.build(options.source, options.out, **parse_overrides(rest))
     if options.verb == "index":
@@ -150,9 +160,12 @@ def _data(options: argparse.Namespace, rest: list[str]) -> int | None:
 
 
 def _train(options: argparse.Namespace, rest: list[str]) -> int | None:
-    from mmalign.training.config import check_config, parse_overrides, read_config
+    from mmalign.training.yaml_config import parse_overrides, read_config
 
-    config = check_config(read_config(options.config, parse_overrides(rest), options.arm))
+    raw = read_config(options.config, parse_overrides(rest), options.arm)
+    from mmalign.training.config import check_config
+
+    config = check_config(raw)
     if options.print_config:
         import yaml
 
@@ -184,7 +197,7 @@ def _compare(options: argparse.Namespace, rest: list[str]) -> int | None:
     if options.config is None:
         compare.compare_runs(options.runs, options.out or Path("runs/compare"), options.results)
     else:
-        from mmalign.training.config import parse_overrides
+        from mmalign.training.yaml_config import parse_overrides
 
         arms = compare.read_arms(options.config, parse_overrides(rest), options.arms)
         out = options.out or Path("runs") / options.config.stem

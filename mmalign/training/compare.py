@@ -11,8 +11,9 @@ from typing import Any
 import yaml
 
 from mmalign.evaluation.table import read_rows, write_rows
-from mmalign.training.config import ConfigError, check_config, differences, load_yaml, read_config
+from mmalign.training.config import check_config
 from mmalign.training.run_files import write_text
+from mmalign.training.yaml_config import ConfigError, differences, load_yaml, read_config
 
 
 @dataclass

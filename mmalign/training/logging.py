@@ -48,11 +48,18 @@ class RunLoggers:
                 logger.log_metrics(dict(values), step)
         self._to_wandb(lambda logger: logger.log_metrics(dict(values), step))
 
-    def log_rows(self, rows: Iterable[Row], step: int) -> None:
-        """The rows of an evaluation as `eval/COLUMN/DIRECTION/METRIC`; what is NaN is left out."""
-        values = {f"eval/{r.column}/{r.direction}/{r.metric}": r.value for r in rows if math.isfinite(r.value)}
-        if values:
-            self._to_wandb(lambda logger: logger.log_metrics(values, step))
+    def log_rows(self, rows: Iterable[Row]) -> None:
+        """Rows of the table of metrics as `eval/COLUMN/DIRECTION/METRIC` at their step; what is NaN is left out."""
+        steps: dict[int, dict[str, float]] = {}
+        for row in rows:
+            if math.isfinite(row.value):
+                steps.setdefault(row.step, {})[f"eval/{row.column}/{row.direction}/{row.metric}"] = row.value
+
+        def send(logger: "WandbLogger") -> None:
+            for step in sorted(steps):
+                logger.log_metrics(steps[step], step)
+
+        self._to_wandb(send)
 
     def log_examples(self, run_dir: Path, step: int) -> None:
         """The run's retrieval examples as a table with pictures and playable sounds."""

@@ -9,10 +9,11 @@ import torch
 from mmalign.data.config import ShardData
 from mmalign.data.shards import build
 from mmalign.data.sources.base import Source
-from mmalign.training.config import ConfigError, build_experiment, build_part
+from mmalign.training.config import build_experiment, build_part
 from mmalign.training.curriculum import Curriculum
 from mmalign.training.logging import make_loggers
 from mmalign.training.run_files import describe_run, open_run, write_json
+from mmalign.training.yaml_config import ConfigError
 
 
 def train(config: dict[str, Any], directory: Path, resume: bool = False) -> Path:

@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from mmalign import __version__
-from mmalign.training.config import ConfigError, differences
+from mmalign.training.yaml_config import ConfigError, differences
 
 FREE_KEYS = ("runtime", "logging", "evaluation", "sources")
 """What may differ between a run and its resumption."""

@@ -13,8 +13,9 @@ import soundfile
 from PIL import Image
 
 from mmalign.data.card import read_card
-from mmalign.data.commands import build, card, make_source
+from mmalign.data.commands import build, card, check, index, make_source
 from mmalign.data.sample import RawSample
+from mmalign.data.shards import write_shards
 from mmalign.data.sources.base import Source, json_member
 
 
@@ -96,9 +97,21 @@ def test_the_page_says_it_all_and_holds_no_markup_of_the_data(tmp_path):
     assert "<script>" not in page
 
 
-def test_a_directory_without_a_card_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"card\.json"):
+def test_tars_of_others_are_counted_once_they_have_an_index(tmp_path):
+    with pytest.raises(FileNotFoundError, match="mmalign data index"):
         card(tmp_path)
+    write_shards(tmp_path, "train", Zoo().samples("train"))
+    with pytest.raises(FileNotFoundError, match=r"card\.json"):
+        read_card(tmp_path)
+    index(tmp_path)
+    page = card(tmp_path)
+    assert "Shards that mmalign did not build." in page
+    assert "width pixels 10 / 20 / 30" in page
+
+
+def test_check_finds_what_cannot_be_decoded(tmp_path):
+    build(Zoo(), tmp_path)
+    assert [fault.key for fault in check(tmp_path)] == ["bear"]
 
 
 def test_commands_build_by_name_with_settings_as_text(tmp_path):

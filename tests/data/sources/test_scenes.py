@@ -61,7 +61,9 @@ def test_masks_boxes_and_colours_agree_with_the_pixels(scenes):
             rows, columns = np.nonzero(mask > 0.1)
             left, top, right, bottom = thing["box"]
             found = (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1)
-            assert np.abs(np.subtract(found, (left, top, right, bottom))).max() <= 1.25  # a pixel, and the grid of the supersampling
+            assert (
+                np.abs(np.subtract(found, (left, top, right, bottom))).max() <= 1.25
+            )  # a pixel, and the grid of the supersampling
             assert min(left, top) >= 0
             assert max(right, bottom) <= 64
             # The hue inside the mask is that of the named colour, not that of any other.

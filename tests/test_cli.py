@@ -1,0 +1,39 @@
+"""The command: quick to start, and clear about mistakes."""
+
+import subprocess
+import sys
+
+import pytest
+
+from mmalign.cli import build_parser, main
+
+
+def test_help_imports_nothing_heavy():
+    code = (
+        "import sys, mmalign.cli as c\n"
+        "try: c.main(['--help'])\n"
+        "except SystemExit: pass\n"
+        "heavy = {'torch', 'numpy', 'lightning', 'jsonargparse', 'transformers', 'wandb'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+@pytest.mark.parametrize("command", ["demo", "train", "evaluate", "report", "compare"])
+def test_every_subcommand_explains_itself(command, capsys):
+    with pytest.raises(SystemExit) as ended:
+        build_parser().parse_args([command, "--help"])
+    assert ended.value.code == 0
+    assert len(capsys.readouterr().out) > 200
+
+
+def test_a_missing_configuration_is_one_line(capsys):
+    assert main(["train", "--config", "nowhere.yaml"]) == 2
+    error = capsys.readouterr().err
+    assert error == "mmalign: nowhere.yaml: no such configuration\n"
+
+
+def test_stray_arguments_are_refused(capsys):
+    with pytest.raises(SystemExit):
+        main(["assets", "list", "--verbose"])
+    assert "--verbose" in capsys.readouterr().err

@@ -1,0 +1,79 @@
+"""The model: what it promises for absent modalities, frozen towers and cached features."""
+
+import pytest
+import torch
+from torch import nn
+
+from mmalign.batch import Batch, Tokens, Values
+from mmalign.encoders.base import Axis, Encoder, SeriesPreprocess
+from mmalign.fusion import ConcatMLP
+from mmalign.model import Aligner
+
+
+class Series(Encoder):
+    def __init__(self, channels: int = 3, width: int = 8) -> None:
+        super().__init__(SeriesPreprocess(channels, hertz=10.0), width, Axis("frames", hertz=10.0))
+        self.net = nn.Sequential(nn.Linear(channels, width), nn.Dropout(0.5))
+
+    def forward(self, values, mask=None):
+        return Tokens.mean_pooled(self.net(values), mask)
+
+
+def batch(present_b: list[bool]) -> Batch:
+    n = len(present_b)
+    values = {
+        name: Values(present, torch.randn(n, 5, 3), torch.ones(n, 5, dtype=torch.bool))
+        for name, present in {"a": torch.ones(n, dtype=torch.bool), "b": torch.tensor(present_b)}.items()
+    }
+    return Batch([str(i) for i in range(n)], values, torch.arange(n))
+
+
+def model(**settings) -> Aligner:
+    return Aligner({"a": Series(), "b": Series()}, dim=6, fusion=ConcatMLP(), **settings)
+
+
+def test_vectors_have_unit_length_and_absent_rows_are_zero():
+    embeddings = model(projection_hidden=16)(batch([True, False, True]))
+    assert set(embeddings.vectors) == {"a", "b", "fused"}
+    torch.testing.assert_close(embeddings.vectors["a"].norm(dim=1), torch.ones(3))
+    torch.testing.assert_close(embeddings.vectors["b"].norm(dim=1), torch.tensor([1.0, 0.0, 1.0]))
+    assert embeddings.present["fused"].all()
+
+
+def test_a_row_does_not_depend_on_its_neighbours():
+    network = model().eval()
+    samples = batch([True, False, True])
+    whole = network(samples)
+    for i in range(3):
+        alone = network(samples.rows(i, i + 1))
+        for name, vectors in whole.vectors.items():
+            torch.testing.assert_close(alone.vectors[name][0], vectors[i], rtol=1e-5, atol=1e-6)
+
+
+def test_a_batch_without_any_row_of_a_modality():
+    embeddings = model()(batch([False, False]))
+    assert not embeddings.vectors["b"].any()
+    assert torch.isfinite(embeddings.vectors["fused"]).all()
+
+
+def test_a_frozen_tower_builds_no_graph():
+    network = model()
+    network.encoders["a"].requires_grad_(False)
+    embeddings = network(batch([True, True]))
+    assert not embeddings.pooled["a"].requires_grad
+    assert embeddings.pooled["b"].requires_grad
+    assert embeddings.vectors["a"].requires_grad  # its projection is trained
+
+
+def test_cached_features_equal_the_tower():
+    network = model().eval()
+    samples = batch([True, True])
+    values = samples.modalities["a"]
+    features = Values(values.present, features=network.encode("a", values).pooled)
+    cached = Batch(samples.keys, {"a": features}, samples.group)
+    torch.testing.assert_close(network(cached).vectors["a"], network.embed("a", values))
+
+
+def test_reserved_names():
+    with pytest.raises(ValueError, match="fused"):
+        Aligner({"fused": Series()})
