@@ -19,7 +19,7 @@ def evaluate(
         patterns: modality name -> members that stand for it; without one, all encoders with their default members.
 
     Raises:
-        FileNotFoundError, ValueError: the data or the checkpoint is not there or not usable, before anything is embedded.
+        FileNotFoundError, ValueError: data or checkpoint are not there or not usable; said before long work.
     """
     data = ShardData(str(shards), split, patterns or None)
     data.validate()
@@ -52,7 +52,8 @@ def as_table(rows: list[Row]) -> str:
         name = row.direction + (" *" if row.emergent else "")
         interval = f"{row.ci_low:.3f} to {row.ci_high:.3f}" if row.ci_low == row.ci_low else ""
         lines.append(
-            f"{name:28} {row.metric:12} {row.value:8.3f} {interval:>17} {row.chance:8.3f} {row.n_queries:8} {row.n_gallery:8}"
+            f"{name:28} {row.metric:12} {row.value:8.3f} {interval:>17} {row.chance:8.3f}"
+            f" {row.n_queries:8} {row.n_gallery:8}"
         )
     if any(row.emergent for row in rows):
         lines.append("* emergent: these two were never trained as a pair")

@@ -16,8 +16,8 @@ def load_model(run_or_checkpoint: Path) -> tuple[Aligner, dict[str, Any]]:
 
     Raises:
         FileNotFoundError: there is no checkpoint.
-        ValueError: it is no checkpoint of mmalign, it names classes outside of mmalign, timm, open_clip, transformers and
-            torch, or its weights do not fit its configuration.
+        ValueError: it is no checkpoint of mmalign, it names classes that a checkpoint may not name (see
+            `check_config`), or its weights do not fit its configuration.
     """
     path = run_or_checkpoint
     if path.is_dir():
