@@ -32,6 +32,39 @@ def write_card(directory: Path, source: Source, tallies: dict[str, Tally], sampl
     return card
 
 
+def foreign_card(directory: Path) -> dict[str, Any]:
+    """A card of indexed tars that others wrote: what can be counted, and nothing about where they come from.
+
+    Raises:
+        FileNotFoundError: there is no index.
+    """
+    from mmalign.data.faults import SampleError
+    from mmalign.data.shardset import ShardSet
+
+    tallies, unusable = {}, {}
+    for path in sorted((directory / "index").glob("*.json")):
+        split = path.stem
+        samples, tallies[split] = ShardSet.open(directory, split), Tally()
+        unusable[split] = len(samples.faults)
+        for index in range(len(samples)):
+            try:
+                tallies[split].add(samples.read(index))
+            except SampleError:
+                unusable[split] += 1
+    if not tallies:
+        raise FileNotFoundError(f"{directory} has neither a card nor an index; run `mmalign data index {directory}`")
+    return {
+        "name": directory.name,
+        "description": "Shards that mmalign did not build.",
+        "licence": "not stated",
+        "provenance": {"origin": "not stated"},
+        "settings": {},
+        "splits": {split: tally.to_dict() for split, tally in tallies.items()},
+        "report": {"unusable samples": unusable} if any(unusable.values()) else {},
+        "shards": _shards(directory, list(tallies)),
+    }
+
+
 def read_card(directory: Path | str) -> dict[str, Any]:
     """The card of a directory that `mmalign data build` wrote.
 
@@ -48,14 +81,15 @@ def read_card(directory: Path | str) -> dict[str, Any]:
 
 def to_markdown(card: dict[str, Any]) -> str:
     """The card as a page; its tables are for people, `card.json` is for programs."""
-    parts = [f"# {card['name']}", card["description"], f"Licence: {card['licence']}"]
+    parts = [f"# {_escaped(card['name'])}", _escaped(card["description"]), f"Licence: {_escaped(card['licence'])}"]
     parts += ["## Contents", _contents(card["splits"])]
     languages = _languages(card["splits"])
     if languages:
         parts += ["## Languages", languages]
     parts += ["## Source", _listing(card["provenance"])]
     parts += ["## Cleaning and exclusions", _listing(card["report"]) or "Nothing was changed or left out."]
-    parts += ["## Settings", _listing(card["settings"])]
+    if card["settings"]:
+        parts += ["## Settings", _listing(card["settings"])]
     rows = [[shard["name"], shard["samples"], shard["bytes"], f"`{shard['sha256']}`"] for shard in card["shards"]]
     parts += ["## Shards", _table(["tar", "samples", "bytes", "SHA-256"], rows)]
     return "\n\n".join(parts) + "\n"
@@ -113,7 +147,7 @@ def _listing(values: dict[str, Any], indent: str = "") -> str:
 
 
 def _inline(value: Any) -> str:
-    return _escaped(value) if isinstance(value, str) else f"`{json.dumps(value, ensure_ascii=False)}`"
+    return _escaped(value if isinstance(value, str) else f"`{json.dumps(value, ensure_ascii=False)}`")
 
 
 def _table(head: list[str], rows: list[list[Any]]) -> str:

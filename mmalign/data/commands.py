@@ -1,10 +1,13 @@
 """What `mmalign data` does: build, index, check, card."""
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mmalign.data.sources import source_class
 from mmalign.data.sources.base import Source
+
+if TYPE_CHECKING:
+    from mmalign.data.faults import Fault
 
 
 def make_source(name: str, settings: dict[str, Any] | None = None) -> Source:
@@ -52,8 +55,21 @@ def index(directory: Path | str) -> None:
     build_index(Path(directory))
 
 
-def card(directory: Path | str) -> str:
-    """The data card in Markdown."""
-    from mmalign.data.card import read_card, to_markdown
+def check(directory: Path | str) -> "list[Fault]":
+    """Everything in a shard directory that a run would quarantine; empty when all is well."""
+    from mmalign.data import check as checks
 
-    return to_markdown(read_card(directory))
+    return checks.check(Path(directory))
+
+
+def card(directory: Path | str) -> str:
+    """The data card in Markdown: the one that the build wrote, or, for indexed tars of others, one that is counted now.
+
+    Raises:
+        FileNotFoundError: no such directory, or neither a card nor an index in it.
+    """
+    from mmalign.data.card import foreign_card, read_card, to_markdown
+
+    directory = Path(directory)
+    built = (directory / "card.json").is_file()
+    return to_markdown(read_card(directory) if built else foreign_card(directory))

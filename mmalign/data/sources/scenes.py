@@ -162,7 +162,7 @@ def _place(thing: Thing, image_size: int, rng: random.Random):
     column, row = PLACES[thing.place]
     # Rounded first, so that picture, box and the recipe that the json states agree exactly.
     radius = round(RADII[thing.size] * image_size * (0.95 + 0.1 * rng.random()), 3)
-    room = max(image_size / 6 - 1.1 * radius, 0) * 0.8
+    room = max(image_size / 6 - 1.14 * radius, 0) * 0.9
     x = round((column + 0.5) * image_size / 3 + (2 * rng.random() - 1) * room, 3)
     y = round((row + 0.5) * image_size / 3 + (2 * rng.random() - 1) * room, 3)
     return Outline(thing.shape, x, y, radius, rotation_degrees=round(16 * rng.random() - 8, 3))

@@ -18,7 +18,7 @@ COLOURS_RGB = {
     "purple": (134, 72, 198),
     "pink": (242, 128, 184),
 }
-RADII = {"small": 0.095, "big": 0.15}
+RADII = {"small": 0.09, "big": 0.14}
 """Of the circle around a shape, in widths of the picture."""
 _GROUNDS_RGB = ((250, 246, 238), (238, 244, 250), (243, 249, 240), (249, 240, 244), (242, 242, 242), (246, 243, 251))
 GROUNDS = len(_GROUNDS_RGB)
