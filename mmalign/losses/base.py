@@ -2,6 +2,7 @@
 
 from abc import abstractmethod
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -25,3 +26,9 @@ class Loss(nn.Module):
 
     @abstractmethod
     def forward(self, embeddings: Embeddings) -> Float[Tensor, ""]: ...
+
+    def anchor_count(self, embeddings: Embeddings) -> Float[Tensor, ""]:
+        """What the result is divided by: by default the samples, of all ranks, that have both modalities."""
+        nowhere = torch.zeros_like(embeddings.group, dtype=torch.bool)
+        a, b = (embeddings.present.get(name, nowhere) for name in self.pair)
+        return (a & b).sum().to(torch.get_default_dtype())

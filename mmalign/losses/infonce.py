@@ -1,0 +1,75 @@
+"""InfoNCE: each sample picks its counterpart out of the batch."""
+
+from jaxtyping import Float
+from torch import Tensor
+
+from mmalign.batch import Embeddings
+from mmalign.losses.base import Loss
+from mmalign.losses.logit_scale import LogitScale
+from mmalign.losses.softmax_tiles import softmax_contrast
+from mmalign.losses.tiles import Positives, aligned_rows
+
+
+class InfoNCE(Loss):
+    """Symmetric InfoNCE between two modalities, exact, in memory linear in the batch.
+
+    Computes ½ (a→b + b→a). a→b is the mean over anchors i of the mean over their positives p of
+    -log softmax_j(logit_scale · a_i·b_j)[p]. j runs over all samples that have both modalities; positives are the samples
+    of i's group, i itself among them, and their sum stands outside the logarithm. When no group repeats this is CLIP's
+    loss.
+
+    Inputs: unit vectors of `a` and `b`, `present`, `group`; `rows` after gathering over ranks.
+    Requirements: both modalities have the same number of channels. A batch of one sample teaches nothing: the loss is 0.
+    Cost: four products of [batch, dim] by [dim, batch], backward included; memory for the gradients and two tiles.
+
+    Papers: van den Oord et al. 2018, Representation Learning with Contrastive Predictive Coding; Radford et al. 2021,
+    Learning Transferable Visual Models From Natural Language Supervision; for several positives Khosla et al. 2020,
+    Supervised Contrastive Learning, equation 2.
+
+    Example:
+        losses:
+          image_text:
+            class_path: mmalign.losses.InfoNCE
+            init_args: {a: image, b: text, initial_temperature: 0.07}
+    """
+
+    def __init__(
+        self,
+        a: str,
+        b: str,
+        initial_temperature: float = 0.07,
+        max_logit_scale: float = 100.0,
+        learn_scale: bool = True,
+    ) -> None:
+        """
+        Args:
+            a, b: names of modalities, or "fused".
+            initial_temperature: divides similarities at the start; 1 / logit_scale.
+            max_logit_scale: bound of the learned factor.
+            learn_scale: False keeps the temperature as it is.
+
+        Raises:
+            ValueError: the temperature is not positive, or below 1 / max_logit_scale.
+        """
+        super().__init__()
+        if initial_temperature <= 0:
+            raise ValueError(f"initial_temperature must be positive, not {initial_temperature:g}")
+        self.pair = (a, b)
+        self.scale = LogitScale(1 / initial_temperature, max_logit_scale)
+        self.scale.requires_grad_(learn_scale)
+
+    @property
+    def logit_scale(self) -> Float[Tensor, ""]:
+        return self.scale()
+
+    def forward(self, embeddings: Embeddings) -> Float[Tensor, ""]:
+        rows = aligned_rows(embeddings, *self.pair)
+        start, stop = rows.start, rows.stop
+        positives = Positives.of(rows.group, start, stop)
+        logit_scale = self.logit_scale
+        weight = 0.5 / rows.count
+        if (start, stop) == (0, len(rows.group)):  # both directions out of one pass over the tiles
+            return softmax_contrast(rows.a, rows.b, logit_scale, positives, weight, weight)
+        forth = softmax_contrast(rows.a[start:stop], rows.b, logit_scale, positives, weight, 0.0)
+        back = softmax_contrast(rows.b[start:stop], rows.a, logit_scale, positives, weight, 0.0)
+        return forth + back

@@ -1,0 +1,90 @@
+"""The pairwise sigmoid contrast of two sets of vectors, in memory linear in their number.
+
+Every pair's gradient depends on that pair alone, so the forward pass that computes a tile's loss also adds its share of
+the gradients: three matrix products in all, none of them twice, and no matrix.
+"""
+
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from mmalign.losses.tiles import Positives, tiles
+
+
+def sigmoid_contrast(
+    x: Float[Tensor, "rows dim"],
+    y: Float[Tensor, "columns dim"],
+    logit_scale: Float[Tensor, ""],
+    logit_bias: Float[Tensor, ""],
+    positives: Positives,
+    weight: float,
+    tile: tuple[int, int] | None = None,
+) -> Float[Tensor, ""]:
+    """weight · Σ_ij -log sigmoid(±z_ij), z_ij = logit_scale · x_i·y_j + logit_bias; + for positives, - for others.
+
+    Args:
+        tile: rows and columns of a tile, for tests; chosen by size and device otherwise.
+
+    Returns: a scalar of the vectors' type, differentiable once by the first four arguments.
+    """
+    wanted = torch.is_grad_enabled() and any(t.requires_grad for t in (x, y, logit_scale, logit_bias))
+    with torch.autocast(x.device.type, enabled=False):
+        loss: Tensor = _SigmoidContrast.apply(x, y, logit_scale, logit_bias, positives, weight, tile, wanted)
+    return loss
+
+
+class _SigmoidContrast(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        y: Tensor,
+        logit_scale: Tensor,
+        logit_bias: Tensor,
+        positives: Positives,
+        weight: float,
+        shape: tuple[int, int] | None,
+        wanted: bool,
+    ) -> Tensor:
+        needs_x, needs_y, needs_scale, _ = (wanted and need for need in ctx.needs_input_grad[:4])
+        grad_x = torch.zeros_like(x) if needs_x or needs_scale else None
+        grad_y = torch.zeros_like(y) if needs_y else None
+        loss = x.new_zeros((), dtype=torch.float64)
+        grad_bias = torch.zeros_like(loss)
+        zero = x.new_zeros(())
+        for tile in tiles(len(x), len(y), x.dtype, x.device, shape):
+            if tile.left == 0:
+                band = x[tile.top : tile.bottom] * logit_scale.to(x.dtype)
+            other = y[tile.left : tile.right]
+            z = torch.mm(band, other.T, out=tile.values).add_(logit_bias.to(x.dtype))
+            rows, columns = positives.within(tile)
+            z[
+                rows, columns
+            ] *= -1  # -log sigmoid(z) of a positive is softplus(-z), as exact as the negatives' softplus(z)
+            loss += torch.nn.functional.softplus(z).sum().double()
+            if not wanted:
+                continue
+            z.sigmoid_()
+            z[rows, columns] *= -1
+            grad_bias += z.sum().double()
+            if grad_x is not None:
+                grad_x[tile.top : tile.bottom].addmm_(z, other)
+            if grad_y is not None:
+                grad_y[tile.left : tile.right].addmm_(z.T, band)
+        grad_scale = None
+        if grad_x is not None:
+            # Σ_ij g_ij x_i·y_j, without another pass over the tiles
+            grad_scale = torch.linalg.vecdot(x, grad_x).sum(dtype=torch.float64).to(logit_scale.dtype)
+            grad_x = grad_x.mul_(logit_scale.to(x.dtype)) if needs_x else None
+        ctx.weight = weight
+        ctx.save_for_backward(grad_x, grad_y, grad_scale, grad_bias.to(logit_bias.dtype))
+        return (weight * loss).to(x.dtype)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        factor = gradient * ctx.weight
+        found = (None if saved is None else saved * factor.to(saved.dtype) for saved in ctx.saved_tensors)
+        return (*found, None, None, None, None)

@@ -1,0 +1,147 @@
+"""Walking over a similarity matrix tile by tile, so that it never exists as a whole.
+
+Shared by the contrastive losses: the size of a tile, where the positives lie in it, and which rows take part.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from mmalign.batch import Embeddings
+
+_TILE_BYTES = {"cpu": 16 << 20, "cuda": 256 << 20}
+"""A tile should stay in a CPU's last-level cache, and fill a GPU; more would only cost memory."""
+
+
+@dataclass(frozen=True)
+class Tile:
+    """Rows `top … bottom-1` against columns `left … right-1`, with memory for their similarities and to work in."""
+
+    top: int
+    bottom: int
+    left: int
+    right: int
+    values: Float[Tensor, "tile_rows tile_columns"]
+    scratch: Float[Tensor, "tile_rows tile_columns"]
+
+
+def tile_shape(rows: int, columns: int, dtype: torch.dtype, device: torch.device) -> tuple[int, int]:
+    """Rows and columns of a tile: about square, because a matrix product then does most arithmetic per byte."""
+    numbers = _TILE_BYTES.get(device.type, _TILE_BYTES["cuda"]) // dtype.itemsize
+    side = 1 << ((numbers.bit_length() - 1) // 2)
+    height = max(1, min(rows, side))
+    return height, max(1, min(columns, numbers // height))
+
+
+def tiles(
+    rows: int, columns: int, dtype: torch.dtype, device: torch.device, shape: tuple[int, int] | None = None
+) -> Iterator[Tile]:
+    """Cover a rows × columns matrix, left to right within a band of rows. All tiles share the same memory."""
+    height, width = shape or tile_shape(rows, columns, dtype, device)
+    memory = torch.empty(2, min(height, rows) * min(width, columns), dtype=dtype, device=device)
+    for top in range(0, rows, height):
+        bottom = min(top + height, rows)
+        for left in range(0, columns, width):
+            right = min(left + width, columns)
+            size = (bottom - top) * (right - left)
+            values, scratch = memory[:, :size].view(2, bottom - top, right - left).unbind()
+            yield Tile(top, bottom, left, right, values, scratch)
+
+
+@dataclass(frozen=True)
+class Positives:
+    """Which (row, column) pairs of a similarity matrix belong together: those with equal labels.
+
+    Attributes:
+        row_labels, column_labels: 0 … number of labels - 1.
+        columns_per_label: how many columns carry a label.
+        diagonal: when no label repeats, row i's one positive is column `diagonal + i`, which needs no search; else None.
+    """
+
+    row_labels: Int[Tensor, " rows"]
+    column_labels: Int[Tensor, " columns"]
+    columns_per_label: Int[Tensor, " labels"]
+    diagonal: int | None
+
+    @classmethod
+    def of(cls, group: Int[Tensor, " columns"], start: int, stop: int) -> "Positives":
+        """Rows are the samples start … stop-1 of the columns, and `group` says which samples belong together."""
+        _, labels, counts = torch.unique(group, return_inverse=True, return_counts=True)
+        return cls(labels[start:stop], labels, counts, start if len(counts) == len(group) else None)
+
+    def within(self, tile: Tile) -> tuple[Int[Tensor, " pairs"], Int[Tensor, " pairs"]]:
+        """Row and column numbers, counted from the tile's corner, of the positives in a tile; possibly none."""
+        device = self.row_labels.device
+        if self.diagonal is not None:
+            first = max(tile.top, tile.left - self.diagonal)
+            last = max(first, min(tile.bottom, tile.right - self.diagonal))
+            along = torch.arange(first, last, device=device)
+            return along - tile.top, along + (self.diagonal - tile.left)
+        same = self.row_labels[tile.top : tile.bottom, None] == self.column_labels[None, tile.left : tile.right]
+        if not same.any():  # the usual case away from the diagonal, and much cheaper than a search
+            none = torch.empty(0, dtype=torch.long, device=device)
+            return none, none
+        rows, columns = same.nonzero(as_tuple=True)
+        return rows, columns
+
+    def share(self, tile: Tile, rows: Int[Tensor, " pairs"]) -> Float[Tensor, " pairs"]:
+        """1 / number of positives of each of these rows of a tile, in float64."""
+        return self.columns_per_label[self.row_labels[tile.top + rows]].to(torch.float64).reciprocal()
+
+
+@dataclass(frozen=True)
+class AlignedRows:
+    """The samples of a batch that have both modalities of a pair, in their order.
+
+    Attributes:
+        a, b: their vectors, in float32 or float64.
+        group: as in Embeddings.
+        start, stop: which of them are this process's anchors.
+    """
+
+    a: Float[Tensor, "aligned dim"]
+    b: Float[Tensor, "aligned dim"]
+    group: Int[Tensor, " aligned"]
+    start: int
+    stop: int
+
+    @property
+    def count(self) -> int:
+        """Number of anchors on all ranks together; at least 1, for dividing by it."""
+        return max(1, len(self.group))
+
+
+def both_present(embeddings: Embeddings, a: str, b: str) -> Bool[Tensor, " batch"]:
+    """Where a sample has both modalities. A modality of which the batch holds nothing is absent everywhere."""
+    nowhere = torch.zeros_like(embeddings.group, dtype=torch.bool)
+    return embeddings.present.get(a, nowhere) & embeddings.present.get(b, nowhere)
+
+
+def aligned_rows(embeddings: Embeddings, a: str, b: str) -> AlignedRows:
+    """Drop the samples that lack a modality: they are neither anchors nor negatives.
+
+    Raises:
+        ValueError: the two modalities' vectors differ in size.
+    """
+    mask = both_present(embeddings, a, b)
+    present = [embeddings.vectors[name] for name in (a, b) if name in embeddings.vectors]
+    fallback = present[0] if present else torch.zeros(len(mask), 1, device=mask.device)
+    first, second = (_at_least_float32(embeddings.vectors.get(name, fallback)) for name in (a, b))
+    if first.shape != second.shape:
+        raise ValueError(
+            f"'{a}' has {first.shape[1]} channels and '{b}' has {second.shape[1]}; a pair needs equal ones"
+        )
+    start, stop = embeddings.rows or (0, len(mask))
+    group = embeddings.group
+    if not mask.all():  # a copy of everything, so only where needed
+        start, stop = int(mask[:start].sum()), int(mask[:stop].sum())
+        first, second, group = first[mask], second[mask], group[mask]
+    return AlignedRows(first, second, group, start, stop)
+
+
+def _at_least_float32(vectors: Tensor) -> Tensor:
+    """Half-precision sums over thousands of negatives would lose the small ones."""
+    return vectors if vectors.dtype in (torch.float32, torch.float64) else vectors.float()
