@@ -20,7 +20,7 @@ EVIL = "<script>document.title='owned'</script>"
 COLOURS = {"red": "#d7263d", "blue": "#1b6ca8", "green": "#2a9d5c", "yellow": "#f0b429", "purple": "#7a4ea3"}
 SHAPES = ("circle", "square", "triangle")
 STAGES = ("start", "image-text", "audio-text")
-# column: (direction, metric, higher is better, chance, pair trained from stage, value at start, after 1, after 2 [naive])
+# column: (direction, metric, higher is better, chance, trained from stage, value at start, after 1, after 2 if naive)
 COLUMNS = {
     "scenes image-text": ("image->text", "R@1", True, 0.002, 1, 0.002, 0.94, 0.55),
     "scenes audio-text": ("audio->text", "R@1", True, 0.002, 2, 0.002, 0.003, 0.62),
@@ -56,7 +56,9 @@ def rows(arm: str, seed: int) -> list[Row]:
                         extra = replace(main, direction=d, metric=metric_name, value=raised, main=False, chance=0.01)
                         found.append(replace(extra, ci_low=raised - 0.02, ci_high=min(1.0, raised + 0.02)))
     if arm == "naive":
-        found = [replace(r, value=math.nan) if r.column == "scenes audio-text" and not r.stage_index else r for r in found]
+        found = [
+            replace(r, value=math.nan) if r.column == "scenes audio-text" and not r.stage_index else r for r in found
+        ]
     return found
 
 
@@ -94,7 +96,11 @@ def examples(directory: Path) -> list[Example]:
         source, target = direction.split("->")
         for rank in (1, 1, 4, 37):
             chosen = [items[i] for i in rng.permutation(len(items))[:5]]
-            keep = {name: Item(i.key, **{name: getattr(i, name)}) for name in ("image", "text", "audio") for i in [chosen[0]]}
+            keep = {
+                name: Item(i.key, **{name: getattr(i, name)})
+                for name in ("image", "text", "audio")
+                for i in [chosen[0]]
+            }
             results = [
                 Result(Item(item.key, **{target: getattr(item, target)}), 0.82 - 0.07 * place, place == rank - 1)
                 for place, item in enumerate(chosen)
@@ -113,7 +119,12 @@ def make_run(directory: Path, arm: str = "naive", seed: int = 0, side_files: boo
         return directory
     rng = np.random.default_rng(seed)
     write_examples(directory, examples(directory))
-    parts = {"encoder.image": 1_900_000, "encoder.audio": 1_200_000, "encoder.text": 800_000, "projection.image": 65_000}
+    parts = {
+        "encoder.image": 1_900_000,
+        "encoder.audio": 1_200_000,
+        "encoder.text": 800_000,
+        "projection.image": 65_000,
+    }
     frozen = ("encoder.audio", "encoder.text") if arm == "frozen" else ()
     trained = {name: [0 if name in frozen else count, count] for name, count in parts.items()}
     stages = [{"name": name, "steps": 300, "batch_size": 192, "trainable": trained} for name in STAGES[1:]]
@@ -124,8 +135,9 @@ def make_run(directory: Path, arm: str = "naive", seed: int = 0, side_files: boo
     }  # fmt: skip
     (directory / "run.json").write_text(json.dumps(info))
     kept = int(4e6 * KEPT[arm])
+    slower = 110.0 * (1 + KEPT[arm] / 9)
     cost = [
-        {"stage": name, "samples": 57600, "tokens": 1_100_000 * i, "flops": 3.1e14 * i, "seconds": 110.0 * i * (1 + KEPT[arm] / 9),
+        {"stage": name, "samples": 57600, "tokens": 1_100_000 * i, "flops": 3.1e14 * i, "seconds": slower * i,
          "peak_memory_bytes": 2.1e9, "bytes_stored": kept, "price": 0.0}
         for i, name in enumerate(STAGES[1:], 1)
     ]  # fmt: skip
@@ -138,17 +150,20 @@ def make_run(directory: Path, arm: str = "naive", seed: int = 0, side_files: boo
             base = 5.2 * math.exp(-(step % 300) / 90) + 0.4 + rng.normal(0, 0.1)
             image, audio = (f"{base / 2:.4f}", f"{base / 2:.4f}") if second else (f"{base:.4f}", "")
             rate = 1e-3 * math.sin(math.pi * (step % 300) / 300) + 1e-5
+            wait = abs(rng.normal(0.04, 0.01))
             file.write(f"{step},{STAGES[1 + second]},{base:.4f},{image},{audio},{rate:.6f},{3 * rate:.6f},"
-                       f"{abs(2 + rng.normal(0, 0.4)):.3f},{510 + rng.normal(0, 20):.1f},{abs(rng.normal(0.04, 0.01)):.4f},"
+                       f"{abs(2 + rng.normal(0, 0.4)):.3f},{510 + rng.normal(0, 20):.1f},{wait:.4f},"
                        f"{10 + step / 60:.3f}\n")  # fmt: skip
-    points = {name: (rng.normal(centre, 0.22, (150, 2))).round(4).tolist()
-              for name, centre in (("image", (0.4, 0.1)), ("text", (-0.35, 0.2)), ("audio", (-0.1, -0.45)))}  # fmt: skip
+    centres = {"image": (0.4, 0.1), "text": (-0.35, 0.2), "audio": (-0.1, -0.45)}
+    points = {name: rng.normal(centre, 0.22, (150, 2)).round(4).tolist() for name, centre in centres.items()}
     gap = {"stage": STAGES[-1], "points": points, "explained_variance": [0.31, 0.17],
            "gaps": {"image-text": 0.76, "audio-text": 0.7, "audio-image": 0.74}}  # fmt: skip
     (directory / "diagnostics.json").write_text(json.dumps({"modality_gap": gap}))
     errors = ["truncated PNG", "truncated PNG", "audio of zero length"]
-    records = [{"shard": "train-000001.tar", "key": f"x{i}{EVIL}", "offset": 512 * i, "stage": STAGES[1], "error": error}
-               for i, error in enumerate(errors)]  # fmt: skip
+    records = [
+        {"shard": "train-000001.tar", "key": f"x{i}{EVIL}", "offset": 512 * i, "stage": STAGES[1], "error": error}
+        for i, error in enumerate(errors)
+    ]
     (directory / "quarantine.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     if arm == "replay":
         (directory / "sweep").mkdir()
