@@ -83,3 +83,45 @@ def open_clip_folder(tmp_path: Path) -> Callable[..., Path]:
         return tmp_path
 
     return write
+
+
+@pytest.fixture
+def hf_folder(tmp_path: Path) -> Callable[[str], Path]:
+    """Writes a small random Hugging Face model and a byte-level tokenizer: "bert", "llama" or "gpt2"."""
+
+    def write(architecture: str) -> Path:
+        import transformers
+        from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+
+        special = ["<pad>", "<s>", "</s>"]
+        alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+        vocabulary = {token: i for i, token in enumerate([*special, *alphabet, "th", "the"])}
+        tokenizer = Tokenizer(models.BPE(vocabulary, [("t", "h"), ("th", "e")]))
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        tokenizer.decoder = decoders.ByteLevel()
+        if architecture == "bert":
+            ends = [("<s>", 1), ("</s>", 2)]
+            tokenizer.post_processor = processors.TemplateProcessing("<s> $A </s>", special_tokens=ends)
+        fast = transformers.PreTrainedTokenizerFast(
+            tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<s>", eos_token="</s>"
+        )
+        sizes = {"vocab_size": len(vocabulary), "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+        torch.manual_seed(0)
+        if architecture == "gpt2":
+            config = transformers.GPT2Config(n_embd=16, n_layer=2, n_head=2, n_positions=64, **sizes)
+            model = transformers.GPT2LMHeadModel(config)
+        else:
+            shape = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 24}
+            shape["max_position_embeddings"] = 64
+            if architecture == "bert":
+                model = transformers.BertModel(transformers.BertConfig(**shape, **sizes))
+            else:
+                grouped = {"num_key_value_heads": 2, "tie_word_embeddings": True}
+                model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**shape, **grouped, **sizes))
+        for parameter in model.parameters():
+            torch.nn.init.normal_(parameter, std=0.2)  # the usual start gives nearly equal outputs for all inputs
+        model.save_pretrained(tmp_path)
+        fast.save_pretrained(tmp_path)
+        return tmp_path
+
+    return write

@@ -1,0 +1,72 @@
+"""A small byte-level causal language model: a text tower with language ability that needs no download."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from mmalign.batch import Tokens
+from mmalign.encoders.base import Axis
+from mmalign.encoders.text_causal import CausalLanguageModel, CausalTextPreprocess, pool_last
+from mmalign.encoders.transformer import Transformer
+
+START, END, VOCABULARY = 256, 257, 258
+
+
+@dataclass(frozen=True)
+class BytePreprocess(CausalTextPreprocess):
+    """UTF-8 bytes between a start and an end token; a text too long loses its end, never its end token."""
+
+    def encode(self, text: str) -> list[int]:
+        return [START, *text.encode("utf-8")[: self.max_length - 2], END]
+
+    def encode_whole(self, text: str) -> list[int]:
+        return [START, *text.encode("utf-8")]
+
+
+class TextBytes(CausalLanguageModel):
+    """Pre-norm transformer over bytes, rotary positions, output weights tied to the embedding.
+
+    `pooled` is the vector at the end token, which has seen the whole text.
+
+    Args:
+        width, depth, heads: of the transformer.
+        max_length: bytes and the two special tokens.
+        dropout: in attention and perceptrons.
+    """
+
+    def __init__(
+        self,
+        width: int = 192,
+        depth: int = 3,
+        heads: int = 3,
+        max_length: int = 256,
+        mlp_ratio: float = 4.0,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__(preprocess=BytePreprocess(max_length), width=width, axis=Axis("tokens"))
+        self.end_id = END
+        self.embedding = nn.Embedding(VOCABULARY, width)
+        nn.init.normal_(self.embedding.weight, std=0.02)  # it is the output layer, too: small first logits
+        self.transformer = Transformer(width, depth, heads, mlp_ratio, dropout, causal=True)
+
+    def forward(self, values: Tensor, mask: Bool[Tensor, "batch length"] | None = None) -> Tokens:
+        if mask is None:
+            mask = torch.ones_like(values, dtype=torch.bool)
+        if (mask[:, 1:] & ~mask[:, :-1]).any():
+            # Padding before real tokens: moved behind them, so that rows are the same however they were padded.
+            order = (~mask).int().argsort(dim=1, stable=True)
+            sequence = self.transformer(self.embedding(values.gather(1, order)))
+            back = order.argsort(1).unsqueeze(-1).expand_as(sequence)
+            sequence = sequence.gather(1, back)
+        else:
+            sequence = self.transformer(self.embedding(values))
+        return Tokens(sequence, mask, pool_last(sequence, mask))
+
+    def logits(self, sequence: Float[Tensor, "*positions width"]) -> Float[Tensor, "*positions vocabulary"]:
+        return nn.functional.linear(sequence, self.embedding.weight)
+
+    def layers(self) -> list[nn.Module]:
+        *blocks, last = self.transformer.blocks
+        return [self.embedding, *blocks, nn.ModuleList([last, self.transformer.norm])]
