@@ -23,20 +23,25 @@ EXTENSIONS = {
 }
 """By kind: what is decoded at all."""
 
+Colour = tuple[int, int, int]
+WHITE: Colour = (255, 255, 255)
 _IMAGE_FORMATS = ("PNG", "JPEG", "WEBP")
 _AUDIO_FORMATS = ("FLAC", "WAV", "WAVEX", "OGG", "MP3")
 _OGG_LAST_PAGE = 4
 _PNG_TAIL_BYTES = 1 << 16
 
 
-def decode(kind: str, name: str, data: bytes, limits: Limits, size: int | None = None) -> Any:
+def decode(
+    kind: str, name: str, data: bytes, limits: Limits, size: int | None = None, background: Colour = WHITE
+) -> Any:
     """One member's value.
 
     Args:
         kind: "image" -> a PIL picture in RGB; "audio" -> (float32 mono waveform [samples], rate in hertz); "text" -> a
             str; "array" -> a float32 array.
         name: the member's extension, or "captions[fr]#0".
-        size: the side in pixels that the picture will be scaled to, where that is known.
+        size: the side in pixels that a picture will be scaled to, where that is known.
+        background: colour behind the transparent parts of a picture.
 
     Raises:
         SampleError: the value cannot be had, or is beyond the limits.
@@ -50,7 +55,7 @@ def decode(kind: str, name: str, data: bytes, limits: Limits, size: int | None =
         raise SampleError(f"{name!r} is empty")
     try:
         if kind == "image":
-            return decode_image(data, limits, size)
+            return decode_image(data, limits, size, background)
         return _DECODERS[kind](data, limits)
     except SampleError as error:
         raise SampleError(f"{name!r}: {error}") from None
@@ -60,8 +65,8 @@ def decode(kind: str, name: str, data: bytes, limits: Limits, size: int | None =
         raise SampleError(f"{name!r}: {type(error).__name__}: {error}") from error
 
 
-def decode_image(data: bytes, limits: Limits, size: int | None = None) -> Image.Image:
-    """A picture in RGB; transparent parts are white.
+def decode_image(data: bytes, limits: Limits, size: int | None = None, background: Colour = WHITE) -> Image.Image:
+    """A picture in RGB, on `background` where it is transparent.
 
     Where `size` is given, a JPEG is decoded at the smallest of its reduced scales (1/2, 1/4, 1/8) that leaves both
     sides at least twice that long, so that the scaling that follows still averages over pixels.
@@ -82,9 +87,9 @@ def decode_image(data: bytes, limits: Limits, size: int | None = None) -> Image.
         picture = Image.fromarray((np.asarray(picture, dtype=np.int64) >> 8).clip(0, 255).astype(np.uint8))
     if "A" in picture.getbands() or "a" in picture.getbands() or "transparency" in picture.info:
         picture = picture.convert("RGBA")
-        white = Image.new("RGB", picture.size, (255, 255, 255))
-        white.paste(picture, mask=picture.getchannel("A"))
-        return white
+        opaque = Image.new("RGB", picture.size, background)
+        opaque.paste(picture, mask=picture.getchannel("A"))
+        return opaque
     return picture.convert("RGB")
 
 

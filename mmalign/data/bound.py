@@ -1,0 +1,79 @@
+"""One data set as a stream or an evaluation reads it: its samples, and the members that stand for each modality."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Self
+
+from mmalign.data.config import ShardData, suggestion
+from mmalign.data.faults import Fault, Limits
+from mmalign.data.order import keyed_hash
+from mmalign.data.sample import DEFAULT_MEMBERS, RawSample
+from mmalign.data.select import group_of
+from mmalign.data.shardset import ShardSet
+from mmalign.encoders.base import Preprocess
+
+
+@dataclass(frozen=True)
+class BoundData:
+    """An opened data set.
+
+    Attributes:
+        name: stands before every key: "NAME/KEY".
+        data: what the YAML says.
+        samples: all of the split.
+        count: how many of them are used: the first `count`.
+        patterns: the members of each modality (see RawSample.variants).
+    """
+
+    name: str
+    data: ShardData
+    samples: ShardSet
+    count: int
+    patterns: dict[str, str]
+
+    @classmethod
+    def open(cls, name: str, data: ShardData, preprocess: Mapping[str, Preprocess], limits: Limits) -> Self:
+        """Open and check.
+
+        Raises:
+            FileNotFoundError: no such directory, or it has no index.
+            ValueError: no such split or modality, or no samples.
+        """
+        samples = ShardSet.open(data.shards, data.split, limits)
+        if not len(samples):
+            raise ValueError(f"data {name!r}: the split {data.split!r} of {data.shards} is empty")
+        if data.modalities is None:
+            patterns = {modality: DEFAULT_MEMBERS[p.kind] for modality, p in preprocess.items()}
+        else:
+            patterns = dict(data.modalities)
+            for modality in patterns:
+                if modality not in preprocess:
+                    hint = suggestion(modality, sorted(preprocess))
+                    raise ValueError(f"data {name!r}: the model has no encoder {modality!r}{hint}")
+        count = len(samples) if data.limit is None else min(data.limit, len(samples))
+        return cls(name, data, samples, count, patterns)
+
+    def key(self, sample: RawSample) -> str:
+        return f"{self.name}/{sample.key}"
+
+    def group(self, sample: RawSample, limits: Limits) -> int:
+        """A number of 63 bits, the same for samples of the data set that are positives of each other."""
+        return keyed_hash("group", self.name, group_of(sample, limits), bits=63)
+
+    @property
+    def known_faults(self) -> list[Fault]:
+        """What was unusable when the data set was indexed."""
+        return [Fault(**fault.to_dict() | {"dataset": self.name}) for fault in self.samples.faults]
+
+    @property
+    def description(self) -> dict[str, Any]:
+        """All that decides what is read, except where it lies."""
+        return {
+            "shards": self.samples.sha256,
+            "changed": self.samples.changed,
+            "split": self.data.split,
+            "samples": self.count,
+            "modalities": self.patterns,
+            "language": self.data.language,
+            "replayed": self.data.replayed,
+        }
