@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any
 
 from mmalign.data.config import ShardData, suggestion
 from mmalign.data.faults import Fault, Limits
@@ -32,7 +32,7 @@ class BoundData:
     patterns: dict[str, str]
 
     @classmethod
-    def open(cls, name: str, data: ShardData, preprocess: Mapping[str, Preprocess], limits: Limits) -> Self:
+    def open(cls, name: str, data: ShardData, preprocess: Mapping[str, Preprocess], limits: Limits) -> "BoundData":
         """Open and check.
 
         Raises:

@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,7 +28,7 @@ class FeatureCache:
         self._map()
 
     @classmethod
-    def find(cls, directory: Path, digest: str) -> Self | None:
+    def find(cls, directory: Path, digest: str) -> "FeatureCache | None":
         """The cache with this digest, when it is there and complete."""
         folder = Path(directory) / digest
         return cls(folder) if (folder / "cache.json").exists() else None

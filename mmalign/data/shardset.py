@@ -10,7 +10,7 @@ import zlib
 from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 
@@ -76,7 +76,7 @@ class ShardSet:
         self._files: OrderedDict[int, int] = OrderedDict()
 
     @classmethod
-    def open(cls, directory: Path | str, split: str, limits: Limits | None = None) -> Self:
+    def open(cls, directory: Path | str, split: str, limits: Limits | None = None) -> "ShardSet":
         """Open an indexed split.
 
         Raises:
