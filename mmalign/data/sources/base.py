@@ -25,9 +25,9 @@ class Source(ABC):
         execution_settings: arguments that say how to build, not what; they change no byte and stay off the card.
     """
 
-    name: ClassVar[str]
-    licence: ClassVar[str]
-    description: ClassVar[str]
+    name: str
+    licence: str
+    description: str
     execution_settings: ClassVar[tuple[str, ...]] = ("workers",)
 
     @abstractmethod
