@@ -9,6 +9,7 @@ import soundfile
 from PIL import Image
 
 from mmalign.data.sample import RawSample
+from mmalign.data.shards import build
 from mmalign.data.sources.scenes import Scenes
 from mmalign.data.sources.scenes_content import (
     COLOURS,
@@ -46,6 +47,19 @@ def test_bytes_do_not_depend_on_the_number_of_processes(monkeypatch):
     assert list(Scenes(train=150, workers=2).samples("train")) == alone
     assert list(Scenes(train=150, workers=1, seed=1).samples("train")) != alone
     assert [sample.key for sample in alone[:2]] == ["train_0000000", "train_0000001"]
+
+
+def test_a_build_is_the_same_in_every_byte(tmp_path, monkeypatch):
+    monkeypatch.setattr("mmalign.data.sources.scenes._ALONE_BELOW", 0)
+    counts = {"train": 70, "val": 3, "test": 3, "test_compositional": 3}
+    for workers in (1, 2):
+        build(Scenes(**counts, workers=workers), tmp_path / str(workers), samples_per_shard=40)
+    first, second = (
+        {path.relative_to(root): path.read_bytes() for path in root.rglob("*") if path.is_file()}
+        for root in (tmp_path / "1", tmp_path / "2")
+    )
+    assert first == second
+    assert len([path for path in first if path.suffix == ".tar"]) == 5
 
 
 def test_a_larger_data_set_begins_with_the_smaller():
