@@ -30,7 +30,8 @@ def cache_folder() -> Path:
 class Stamp:
     """What stands in the cache.
 
-    `files`: path -> [size in bytes, mtime in ns, SHA-256]; `verified`: the hashes that were demanded of the source.
+    `files`: path -> [size in bytes, mtime in ns, SHA-256]; `verified`: the hashes that were demanded of the source;
+    `own_source`: the caller named the source, so the registry's hashes do not apply.
     """
 
     asset: str
@@ -40,6 +41,7 @@ class Stamp:
     archive_sha256: str
     verified: dict[str, str]
     files: dict[str, list[Any]]
+    own_source: bool = False
 
     @staticmethod
     def read(folder: Path) -> "Stamp | None":
@@ -71,7 +73,7 @@ def _current(asset: Asset) -> Stamp | None:
     """The stamp of what is cached, None when nothing is or when the registry now demands other hashes."""
     stamp = Stamp.read(cache_folder() / asset.name)
     demanded = [dict(source.files) for source in asset.sources]
-    if stamp is None or (stamp.verified not in demanded and not stamp.origin.startswith("local ")):
+    if stamp is None or (stamp.verified not in demanded and not stamp.own_source):
         return None
     return stamp
 
@@ -140,13 +142,13 @@ def fetch(name: str, source: Source | None = None) -> Path:
     reasons = []
     for candidate in (source,) if source else asset.sources:
         try:
-            return _fetch_from(asset, candidate)
+            return _fetch_from(asset, candidate, own_source=source is not None)
         except Unavailable as reason:
             reasons.append(f"{candidate.origin}: {reason}")
     raise ConnectionError(f"asset {name!r} could not be fetched from any source:\n  " + "\n  ".join(reasons))
 
 
-def _fetch_from(asset: Asset, source: Source) -> Path:
+def _fetch_from(asset: Asset, source: Source, own_source: bool) -> Path:
     cache_folder().mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{asset.name}-", dir=cache_folder(), ignore_cleanup_errors=True) as made:
         folder, scratch = Path(made, "content"), Path(made, "scratch")
@@ -163,6 +165,7 @@ def _fetch_from(asset: Asset, source: Source) -> Path:
             obtained.archive_sha256,
             dict(source.files),
             _record(folder),
+            own_source,
         )
         (folder / STAMP).write_text(json.dumps(asdict(stamp), indent=1, sort_keys=True), encoding="utf-8")
         _put(folder, cache_folder() / asset.name, Path(made, "old"))
@@ -195,7 +198,9 @@ def _record(folder: Path) -> dict[str, list[Any]]:
 
 def _put(folder: Path, place: Path, old: Path) -> None:
     """Moves a finished folder to its place; a former one (broken, or of an older registry) is deleted."""
-    if place.exists():
+    try:
+        os.replace(folder, place)
+    except OSError:  # a folder that is not empty stands there
         os.replace(place, old)
-    os.replace(folder, place)
+        os.replace(folder, place)
     shutil.rmtree(old, ignore_errors=True)

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from mmalign.assets.hashing import file_sha256
 from mmalign.assets.unpack import copy, is_archive, take, unpack
@@ -25,6 +25,7 @@ class Unavailable(Exception):
     """This source cannot serve the asset here (no network, no such tool); the next one is tried."""
 
 
+@runtime_checkable
 class Source(Protocol):
     """What `cache.fetch` needs of a source."""
 
