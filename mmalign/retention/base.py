@@ -3,13 +3,14 @@
 import copy
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from mmalign.batch import Batch, Embeddings
 from mmalign.data.config import ShardData
+from mmalign.encoders.base import Encoder, Preprocess
 from mmalign.model import Aligner
 
 
@@ -28,6 +29,8 @@ class StagePlan:
         seed: of the run.
         directory: the run's folder; a method writes below directory / "retention".
         past: the plans of the stages before this one, as they were configured.
+        pairs: the two modalities that each of `losses` aligns, by the loss's name.
+        separate_replay: replayed rows and new rows are no negatives of each other.
     """
 
     index: int
@@ -41,6 +44,8 @@ class StagePlan:
     directory: Path
     past: list["StagePlan"] = field(default_factory=list)
     replay: dict[str, tuple[ShardData, float]] = field(default_factory=dict)
+    pairs: dict[str, tuple[str, str]] = field(default_factory=dict)
+    separate_replay: bool = False
 
     def clone(self) -> "StagePlan":
         """An independent copy, so that a change by a method does not reach the configuration."""
@@ -51,9 +56,15 @@ class Retention:
     """A method against forgetting. Methods compose: a run has any number of them, by name.
 
     Order of calls in a stage: `prepare` (before the data is opened), `begin` (before the first step; also after a
-    resume, with the model as it stood when the stage began), then per step `penalty`, `after_step`; then `end`. All of
-    them are deterministic functions of configuration, weights and data, so that a run that was killed repeats them.
+    resume, with the model as it stood when the stage began), then per step `penalty`, `after_step`; then `end`, in
+    reverse order of the methods, so that the first one listed encloses the others. All of them are deterministic
+    functions of configuration, weights and data, so that a run that was killed repeats them.
+
+    Attributes:
+        name: under which the configuration lists it; the run sets it.
     """
+
+    name: str = ""
 
     def prepare(self, plan: StagePlan, model: Aligner) -> None:
         """Change the plan: add replay, freeze components, keep losses of the past active."""
@@ -65,7 +76,8 @@ class Retention:
         """Named scalars to add to the loss, weighted already.
 
         `batch` holds this rank's rows and `embeddings` those of all ranks (see Embeddings.rows); what the ranks return
-        adds up to the penalty of the global batch.
+        adds up to the penalty of the global batch. A term that exists is returned in every step, as 0 where there is
+        nothing to add, so that the log has no gaps and the ranks stay in step.
         """
         return {}
 
@@ -85,6 +97,11 @@ class Retention:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """The inverse of `state_dict`."""
+
+
+def preprocess_of(model: Aligner) -> dict[str, Preprocess]:
+    """How each encoder's input is made, by modality."""
+    return {name: cast(Encoder, encoder).preprocess for name, encoder in model.encoders.items()}
 
 
 def tensor_bytes(tensors: dict[str, Tensor]) -> int:

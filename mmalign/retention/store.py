@@ -1,0 +1,177 @@
+"""A memory on disk: samples as they stood in their shards, in tars of their own, with an index."""
+
+import hashlib
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from mmalign.data.faults import SampleError
+from mmalign.data.index import ShardSet, build_index
+from mmalign.data.sample import DEFAULT_MEMBERS, RawSample
+from mmalign.data.scan import ENTRY as INDEX_ENTRY
+from mmalign.data.scan import key_hash
+from mmalign.data.shards import write_shards
+from mmalign.data.tar import BLOCK, padded
+from mmalign.model import Aligner
+from mmalign.retention.base import preprocess_of
+
+SPLIT = "memory"
+SAMPLES_PER_SHARD = 1000
+_TAR_RECORD_BYTES = 10240
+_INDEX_BYTES = 2048
+_INDEX_BYTES_PER_SHARD = 256
+_PLAIN_KEY = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,39}")
+
+
+def sample_hash(seed: int, data_sha256: str, key: str) -> int:
+    """A sample's identity and its priority in every memory of a run: a keyed hash of its data set and its key."""
+    text = f"{data_sha256}/{key}".encode()
+    digest = hashlib.blake2b(text, digest_size=8, key=f"memory/{seed}".encode()).digest()
+    return int.from_bytes(digest, "little")
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where the samples of one part of a memory come from: a split of a shard directory, and the modalities read there.
+
+    Attributes:
+        directory: name of the part's folder within a memory.
+        shards, split: where its samples lie now.
+        modalities: as in ShardData.
+    """
+
+    directory: str
+    shards: Path
+    split: str
+    modalities: dict[str, str] | None
+
+
+class Reader:
+    """Reads samples of one origin by the hashes of their keys.
+
+    Args:
+        patterns: the members to keep; others are left behind, the json stays.
+    """
+
+    def __init__(self, origin: Origin, patterns: list[str], wanted: np.ndarray) -> None:
+        self.origin = origin
+        self.patterns = patterns
+        self.shards = ShardSet.open(origin.shards, origin.split)
+        positions = np.flatnonzero(np.isin(self.shards.keys, wanted))
+        self._position = dict(zip(self.shards.keys[positions].tolist(), positions.tolist(), strict=True))
+
+    def read(self, hashed_key: int) -> RawSample:
+        """One sample, undecoded, with the members that its modalities use.
+
+        Raises:
+            ValueError: it cannot be found or read; names the directory.
+        """
+        try:
+            sample = self.shards.read(self._position[hashed_key])
+            used = {variant.name for pattern in self.patterns for variant in sample.variants(pattern)}
+        except (KeyError, SampleError, ValueError) as error:
+            raise ValueError(
+                f"{self.origin.shards}: sample #{hashed_key:016x}, which the memory chose, cannot be read: {error}"
+            ) from error
+        members = {name: data for name, data in sample.members.items() if name in used or name == "json"}
+        return replace(sample, members=members or sample.members)
+
+
+def patterns_of(model: Aligner, modalities: dict[str, str] | None) -> list[str]:
+    """The member patterns that a data set's modalities read; None stands for every encoder's own default."""
+    if modalities is not None:
+        return list(modalities.values())
+    return [DEFAULT_MEMBERS[preprocess.kind] for preprocess in preprocess_of(model).values()]
+
+
+def stored_key(sample: RawSample, hashed: int) -> str:
+    """The sample's own key where a tar of ours can hold it, otherwise its hash."""
+    return sample.key if _PLAIN_KEY.fullmatch(sample.key) else f"{hashed:016x}"
+
+
+def tar_bytes(sample: RawSample) -> int:
+    """What the sample takes in a tar."""
+    return sum(BLOCK + padded(len(data)) for data in sample.members.values())
+
+
+class Budget:
+    """Adds up what parts of a memory take on disk, tars and indices, and says when that is too much.
+
+    Args:
+        limit: in bytes.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.taken = 0
+        self._parts: dict[str, list[int]] = {}
+
+    def take(self, part: str, size: int) -> bool:
+        """Count one more sample of `size` bytes in its tar; False, and nothing is counted, if it does not fit."""
+        sizes = self._parts.get(part, [])
+        started = sizes[-(len(sizes) % SAMPLES_PER_SHARD) :] if len(sizes) % SAMPLES_PER_SHARD else []
+        before = _file_bytes(sum(started)) if started else 0
+        more = _file_bytes(sum(started) + size) - before + INDEX_ENTRY.itemsize
+        more += (0 if started else _INDEX_BYTES_PER_SHARD) + (0 if sizes else _INDEX_BYTES)
+        if self.taken + more > self.limit:
+            return False
+        self.taken += more
+        self._parts.setdefault(part, []).append(size)
+        return True
+
+
+def _file_bytes(content: int) -> int:
+    """A tar's size: its content and two zero blocks, padded to whole records."""
+    return -(-(content + 2 * BLOCK) // _TAR_RECORD_BYTES) * _TAR_RECORD_BYTES
+
+
+def write_generation(target: Path, parts: Mapping[str, Callable[[], Iterable[RawSample]]]) -> None:
+    """Write all parts of a memory below `target`, which appears when all of it is complete and on disk.
+
+    What an interrupted attempt left behind is replaced; as content follows from state and data alone, that changes
+    nothing that was complete.
+    """
+    temporary = target.with_name(f".{target.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        for name, samples in parts.items():
+            write_shards(temporary / name, SPLIT, samples(), SAMPLES_PER_SHARD)
+            build_index(temporary / name)
+        _sync(temporary)
+        shutil.rmtree(target, ignore_errors=True)
+        os.replace(temporary, target)
+        _sync(target.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def remove_generations(folder: Path, before: int) -> None:
+    """Delete the generations of stages before `before`, and what an interrupted attempt left."""
+    for path in folder.glob("after-*"):
+        if path.name.removeprefix("after-").isdigit() and int(path.name.removeprefix("after-")) < before:
+            shutil.rmtree(path)
+    for path in folder.glob(".after-*.tmp"):
+        shutil.rmtree(path)
+
+
+def directory_bytes(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def written_hash(sample: RawSample, hashed: int) -> int:
+    """How the index of the memory will call the sample."""
+    return key_hash(stored_key(sample, hashed))
+
+
+def _sync(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
