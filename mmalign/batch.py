@@ -145,6 +145,7 @@ class Embeddings(_Movable):
         pooled: the towers' own pooled outputs, before projection; absent rows are zero. For retention and diagnostics.
         rows: the rows that this process answers for, as (start, stop); None means all. After gathering over ranks,
             every rank holds all rows, and sums only over its own anchors.
+        replayed: as in Batch.
     """
 
     vectors: dict[str, Float[Tensor, "batch dim"]]
@@ -153,3 +154,4 @@ class Embeddings(_Movable):
     likelihoods: dict[str, Float[Tensor, "batch 2"]] = field(default_factory=dict)
     pooled: dict[str, Float[Tensor, "batch _"]] = field(default_factory=dict)
     rows: tuple[int, int] | None = None
+    replayed: Bool[Tensor, " batch"] | None = None

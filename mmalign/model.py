@@ -128,7 +128,7 @@ class Aligner(nn.Module):
         if self.fusion is not None:
             vectors[FUSED] = self.fuse(vectors, present)
             present = {**present, FUSED: torch.stack(list(present.values())).any(0)}
-        return Embeddings(vectors, present, batch.group, likelihoods, pooled)
+        return Embeddings(vectors, present, batch.group, likelihoods, pooled, replayed=batch.replayed)
 
     def _pooled(self, name: str, values: Values, language: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Pooled outputs [batch, width] and likelihoods [batch, 2] of language rows; only present rows are computed."""

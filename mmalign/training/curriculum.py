@@ -172,6 +172,7 @@ class Curriculum:
                 seed=self.experiment.seed,
                 directory=self.directory,
                 past=list(past),
+                pairs={loss: self.experiment.losses[loss].pair for loss in stage.losses},
             )
             if number == index:
                 break
@@ -205,7 +206,8 @@ class Curriculum:
         started = time.perf_counter()
         trainer.fit(module, loader, ckpt_path=None if mid_stage is None else str(mid_stage), weights_only=True)
         self.device = trainer.strategy.root_device
-        for method in methods.values():
+        module.to(self.device)  # Lightning has taken it back to the CPU
+        for method in reversed(methods.values()):
             method.end(plan, experiment.model, experiment.losses)
         stored = sum(method.bytes_stored() for method in experiment.retention.values())
         self.costs.append(cost.result(name, time.perf_counter() - started, stored))

@@ -127,6 +127,8 @@ class Experiment:
     def __post_init__(self) -> None:
         if "start" in self.stages or not self.stages:
             raise ValueError("stages: there must be at least one, and none may be called 'start'")
+        for name, method in self.retention.items():
+            method.name = name
         for stage_name, stage in self.stages.items():
             for kind, used, known in (
                 ("losses", stage.losses, self.losses),

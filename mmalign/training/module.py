@@ -8,8 +8,9 @@ import lightning as L
 import torch
 from torch import Tensor, nn
 
-from mmalign.batch import Batch
+from mmalign.batch import Batch, Embeddings
 from mmalign.losses.base import Loss
+from mmalign.losses.blocks import blockwise
 from mmalign.model import Aligner
 from mmalign.retention.base import Retention, StagePlan
 from mmalign.training.chunking import chunked
@@ -55,7 +56,7 @@ class AlignmentModule(L.LightningModule):
 
     def training_step(self, batch: Batch, step: int) -> Tensor:
         embeddings = gather(chunked(self.model, batch, self.runtime.chunk_size, self.runtime.recompute))
-        terms = {name: weight * self.losses[name](embeddings) for name, weight in self.plan.losses.items()}
+        terms = {name: weight * self._loss(name, embeddings) for name, weight in self.plan.losses.items()}
         for name, method in self.retention.items():
             weight = 1.0 if self.stage.retention is None else self.stage.retention[name]
             terms |= {key: weight * term for key, term in method.penalty(self.model, batch, embeddings).items()}
@@ -64,6 +65,11 @@ class AlignmentModule(L.LightningModule):
         self.terms = {"loss": total.detach()} | {f"loss/{name}": term.detach() for name, term in terms.items()}
         self._embeddings = embeddings.map_tensors(lambda tensor: tensor.detach())
         return ddp_scale(total)
+
+    def _loss(self, name: str, embeddings: Embeddings) -> Tensor:
+        if self.plan.separate_replay and embeddings.replayed is not None:
+            return blockwise(self.losses[name], embeddings, embeddings.replayed.long())
+        return self.losses[name](embeddings)
 
     def _stop_unless_finite(self, total: Tensor, terms: dict[str, Tensor], batch: Batch) -> None:
         if torch.isfinite(total):
