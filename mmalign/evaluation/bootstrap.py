@@ -22,13 +22,25 @@ def mean_intervals(
     values: Float[Tensor, "queries metrics"], cluster: Int[Tensor, " queries"], draws: int = DRAWS, seed: int = SEED
 ) -> Float[Tensor, "metrics 2"]:
     """Intervals of the means of each column. NaN with fewer than two clusters: nothing can be said then."""
+    return ratio_intervals(values, torch.ones_like(values), cluster, draws, seed)
+
+
+def ratio_intervals(
+    above: Float[Tensor, "queries metrics"],
+    below: Float[Tensor, "queries metrics"],
+    cluster: Int[Tensor, " queries"],
+    draws: int = DRAWS,
+    seed: int = SEED,
+) -> Float[Tensor, "metrics 2"]:
+    """Intervals of sum(above) / sum(below) of each column, such as bits per byte over texts of unequal length."""
     ids, index = cluster.unique(return_inverse=True)
     if len(ids) < 2:
-        return values.new_full((values.shape[1], 2), torch.nan)
-    columns = torch.cat([values.double(), torch.ones(len(values), 1, dtype=torch.double)], 1)
+        return above.new_full((above.shape[1], 2), torch.nan)
+    columns = torch.cat([above, below], 1).double()
     sums = torch.zeros(len(ids), columns.shape[1], dtype=torch.double).index_add_(0, index, columns)
     drawn = torch.cat([weights @ sums for weights in _draw_clusters(len(ids), len(ids), draws, seed)])
-    return _interval(drawn[:, :-1] / drawn[:, -1:]).to(values.dtype)
+    top, bottom = drawn.chunk(2, dim=1)
+    return _interval(top / bottom).to(above.dtype)
 
 
 def median_interval(

@@ -61,15 +61,15 @@ def principal_plane(
 
 
 def modality_gap_plot(vectors: dict[str, Float[Tensor, "_ dim"]], most_points: int = 500) -> dict[str, Any]:
-    """What a report needs to draw the gap: points in the plane by modality (at most so many), and the distances.
+    """What a report needs to draw the gap: the first so many points of each modality in their plane, and distances.
 
     Plain values: {"points": {modality: [[x, y], …]}, "explained_variance": [first, second], "gaps": {"a-b": distance}}.
     """
     if not vectors:
         return {"points": {}, "explained_variance": [], "gaps": {}}
-    points, shares = principal_plane(vectors)
+    points, shares = principal_plane({name: rows[:most_points] for name, rows in vectors.items()})
     return {
-        "points": {name: rows[:most_points].tolist() for name, rows in points.items()},
+        "points": {name: rows.tolist() for name, rows in points.items()},
         "explained_variance": shares,
         "gaps": {f"{a}-{b}": modality_gap(vectors[a], vectors[b]) for a, b in combinations(sorted(vectors), 2)},
     }

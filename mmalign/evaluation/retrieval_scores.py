@@ -1,28 +1,15 @@
 """From the ranks of queries to R@1, R@5, R@10, mAP@10 and the median rank, each with its interval and chance level."""
 
-import math
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
 from mmalign.evaluation import chance
 from mmalign.evaluation.bootstrap import mean_intervals, median_interval
 from mmalign.evaluation.retrieval_metrics import CUTOFF, Ranking
+from mmalign.evaluation.score import Score
 
 RECALLS = (1, 5, 10)
 METRICS = (*(f"R@{k}" for k in RECALLS), f"mAP@{CUTOFF}", "median_rank")
-
-
-@dataclass(frozen=True)
-class Score:
-    """One number with its 95 % interval and what a model that knows nothing would score; NaN where undefined."""
-
-    value: float = math.nan
-    ci_low: float = math.nan
-    ci_high: float = math.nan
-    chance: float = math.nan
-    higher_is_better: bool = True
 
 
 def retrieval_scores(ranking: Ranking, rows: Tensor | None = None) -> dict[str, Score]:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from mmalign.evaluation.bootstrap import mean_intervals, median_interval
+from mmalign.evaluation.bootstrap import mean_intervals, median_interval, ratio_intervals
 
 
 def naive_draws(cluster: np.ndarray, draws: int, seed: int) -> list[np.ndarray]:
@@ -26,6 +26,9 @@ def test_equals_a_naive_loop() -> None:
     medians = np.array([np.median(values.numpy()[i, 0]) for i in draws])
     got = mean_intervals(values, cluster, draws=200, seed=5)
     np.testing.assert_allclose(got.numpy(), np.quantile(means, [0.025, 0.975], axis=0).T)
+    got = ratio_intervals(values[:, :1], values[:, 1:], cluster, draws=200, seed=5)[0]
+    ratios = [values.numpy()[i, 0].sum() / values.numpy()[i, 1].sum() for i in draws]
+    np.testing.assert_allclose(got.numpy(), np.quantile(ratios, [0.025, 0.975]))
     got = median_interval(values[:, 0], cluster, draws=200, seed=5)
     np.testing.assert_allclose(got.numpy(), np.quantile(medians, [0.025, 0.975]))
 
