@@ -11,7 +11,7 @@ from mmalign.losses.base import Loss
 
 
 def restrict(embeddings: Embeddings, mask: Bool[Tensor, " batch"]) -> Embeddings:
-    """The same rows, of which only those under `mask` count: elsewhere all modalities are absent, and no token counts."""
+    """The same rows, of which only those under `mask` count: elsewhere no modality is present and no token counts."""
     return replace(
         embeddings,
         present={name: present & mask for name, present in embeddings.present.items()},

@@ -14,12 +14,12 @@ class InfoNCE(Loss):
     """Symmetric InfoNCE between two modalities, exact, in memory linear in the batch.
 
     Computes ½ (a→b + b→a). a→b is the mean over anchors i of the mean over their positives p of
-    -log softmax_j(logit_scale · a_i·b_j)[p]. j runs over all samples that have both modalities; positives are the samples
-    of i's group, i itself among them, and their sum stands outside the logarithm. When no group repeats this is CLIP's
-    loss.
+    -log softmax_j(logit_scale · a_i·b_j)[p]. j runs over all samples that have both modalities; positives are the
+    samples of i's group, i itself among them, and their mean stands outside the logarithm. When no group repeats this
+    is CLIP's loss.
 
     Inputs: unit vectors of `a` and `b`, `present`, `group`; `rows` after gathering over ranks.
-    Requirements: both modalities have the same number of channels. A batch of one sample teaches nothing: the loss is 0.
+    Requirements: both modalities have the same number of channels. A batch of one sample teaches nothing.
     Cost: four products of [batch, dim] by [dim, batch], backward included; memory for the gradients and two tiles.
 
     Papers: van den Oord et al. 2018, Representation Learning with Contrastive Predictive Coding; Radford et al. 2021,

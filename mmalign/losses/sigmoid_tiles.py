@@ -60,10 +60,8 @@ class _SigmoidContrast(torch.autograd.Function):
             other = y[tile.left : tile.right]
             z = torch.mm(band, other.T, out=tile.values).add_(logit_bias.to(x.dtype))
             rows, columns = positives.within(tile)
-            z[
-                rows, columns
-            ] *= -1  # -log sigmoid(z) of a positive is softplus(-z), as exact as the negatives' softplus(z)
-            loss += torch.nn.functional.softplus(z).sum().double()
+            z[rows, columns] *= -1  # the loss of a negative is softplus(z), that of a positive softplus(-z)
+            loss += torch.logaddexp(z, zero, out=tile.scratch).sum().double()
             if not wanted:
                 continue
             z.sigmoid_()

@@ -58,7 +58,7 @@ class Positives:
     Attributes:
         row_labels, column_labels: 0 … number of labels - 1.
         columns_per_label: how many columns carry a label.
-        diagonal: when no label repeats, row i's one positive is column `diagonal + i`, which needs no search; else None.
+        diagonal: when no label repeats, row i's one positive is column `diagonal + i`; else None.
     """
 
     row_labels: Int[Tensor, " rows"]
