@@ -1,5 +1,6 @@
 """The figures of forgetting: the matrix as a heat map, and what an arm keeps against what it learns."""
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,6 +10,8 @@ from mmalign.report.style import GRID, HEAT, INK, MARKERS, MUTED, SERIES, SURFAC
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+    from mmalign.evaluation.forgetting import Matrix
 
 
 @dataclass(frozen=True)
@@ -68,8 +71,18 @@ def heat_map(
         return figure
 
 
-def stability_plasticity(points: Sequence[Tradeoff], new_task: str) -> "Figure":
-    """Score on the new task against what was retained of the old; the upper right corner is the goal."""
+def matrix_heat_map(matrix: "Matrix", best: Sequence[float] | None = None) -> "Figure":
+    """`heat_map` of a run's matrix, with a frame where a stage first trained a column."""
+    values = [[float(value) for value in row] for row in matrix.values]
+    boxed = [(stage, j) for j, stage in enumerate(matrix.trained_at) if stage > 0]
+    return heat_map(values, matrix.moments, matrix.columns, matrix.higher_is_better, best=best, boxed=boxed)
+
+
+def stability_plasticity(points: Sequence[Tradeoff], new_task: str, cost: str = "cost") -> "Figure":
+    """Score on the new task against what was retained of the old; the upper right corner is the goal.
+
+    `cost` says what the size of a point is.
+    """
     known = [point for point in points if math.isfinite(point.retention) and math.isfinite(point.new_task)]
     costs = [point.cost for point in known if math.isfinite(point.cost)]
     largest = max(costs, default=math.nan)
@@ -94,7 +107,7 @@ def stability_plasticity(points: Sequence[Tradeoff], new_task: str) -> "Figure":
         axes.set_ylabel(f"new task: {new_task} →")
         axes.margins(0.12, 0.14)
         if math.isfinite(largest):
-            axes.set_title(f"size of a point: cost (largest {number(largest)})", fontsize=8, color=MUTED,
+            axes.set_title(f"size of a point: {cost}", fontsize=8, color=MUTED,
                            fontweight="normal", loc="right")  # fmt: skip
         _place_labels(figure, axes, known)
         return figure
@@ -130,7 +143,7 @@ def _cell(axes: Any, i: int, j: int, value: float, goodness: float, lost: float)
         return
     opacity = 0.06 + 0.84 * goodness**1.6
     axes.add_patch(Rectangle(place, 0.95, 0.92, facecolor=HEAT, alpha=opacity, linewidth=0))
-    colour = "#ffffff" if opacity > 0.66 else INK
+    colour = "#ffffff" if opacity > 0.72 else INK
     axes.text(j, i - (0.12 if lost else 0), number(value), ha="center", va="center", color=colour, fontsize=9.5)
     if lost:
         axes.text(j, i + 0.24, f"lost {number(lost)}", ha="center", va="center", color=colour, fontsize=7)
@@ -143,7 +156,7 @@ def _wrapped(name: str) -> str:
 
 
 def _place_labels(figure: Any, axes: Any, points: Sequence[Tradeoff]) -> None:
-    """Write each point's label beside it, on the first of eight sides where it covers no other label or point."""
+    """Write each point's label beside it, on the first of eight sides where it covers nothing, or else the least."""
     from matplotlib.transforms import Bbox
 
     figure.draw_without_rendering()
@@ -152,6 +165,11 @@ def _place_labels(figure: Any, axes: Any, points: Sequence[Tradeoff]) -> None:
     scale = figure.dpi / 72
     taken = [Bbox.from_bounds(x - 6 * scale, y - 6 * scale, 12 * scale, 12 * scale) for x, y in centres]
     sides = [(1, 0), (-1, 0), (0, 1), (0, -1), (1, 1), (1, -1), (-1, 1), (-1, -1)]
+    for name in dict.fromkeys(point.curve for point in points if point.curve):
+        path = [centre for centre, point in zip(centres, points, strict=True) if point.curve == name]
+        for (x0, y0), (x1, y1) in itertools.pairwise(path):
+            along = [(x0 + t / 40 * (x1 - x0), y0 + t / 40 * (y1 - y0)) for t in range(41)]
+            taken += [Bbox.from_bounds(x - scale, y - scale, 2 * scale, 2 * scale) for x, y in along]
     inside = axes.bbox
     for point in points:
         best = None

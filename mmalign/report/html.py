@@ -7,10 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mmalign.evaluation.forgetting import Matrix
 from mmalign.report import sections
 from mmalign.report.compare import Comparison, compare, machine_line, tradeoffs
-from mmalign.report.forgetting_plots import best_of, heat_map, stability_plasticity
+from mmalign.report.forgetting_plots import best_of, matrix_heat_map, stability_plasticity
 from mmalign.report.gallery import gallery
 from mmalign.report.matrix import run_matrix
 from mmalign.report.plots import Curve, Interval, curves, intervals, modality_gap
@@ -59,7 +58,6 @@ def single_page(run: Run) -> dict[str, Any]:
     """What the template needs for one run; empty values leave their sections out."""
     matrix = run_matrix(run)
     staged = len(matrix.moments) > 2 and bool(matrix.columns)
-    boxed = [(t, j) for j, t in enumerate(matrix.trained_at) if t > 0]
     return {
         "title": run.name,
         "facts": _facts([run]),
@@ -67,8 +65,9 @@ def single_page(run: Run) -> dict[str, Any]:
         "comparison": None,
         "tradeoff": None,
         "scores": _scores({"": [run]}),
+        "scores_of": "",
         "metrics": sections.metrics_table(run),
-        "matrices": [("", _heat(matrix, None, boxed))] if staged else [],
+        "matrices": [("", matrix_heat_map(matrix))] if staged else [],
         "forgetting": sections.forgetting_table(run, matrix) if staged else None,
         "transfer": sections.transfer_table(run, matrix) if staged else None,
         "galleries": _galleries([run]),
@@ -94,6 +93,7 @@ def several_page(runs: Sequence[Run]) -> dict[str, Any]:
         "comparison": sections.comparison_table(comparison),
         "tradeoff": _tradeoff(comparison),
         "scores": _scores(comparison.arms),
+        "scores_of": f" of seed {firsts[0].seed}" if any(len(m) > 1 for m in comparison.arms.values()) else "",
         "metrics": sections.arms_table(comparison),
         "matrices": _matrices(comparison),
         "forgetting": None,
@@ -131,17 +131,6 @@ def training_curves(runs: Sequence[Run]) -> list[tuple[str, Any]]:
     return figures
 
 
-def matrix_figure(run: Run) -> Any:
-    """The heat map of one run's matrix, for loggers."""
-    matrix = run_matrix(run)
-    return _heat(matrix, None, [(t, j) for j, t in enumerate(matrix.trained_at) if t > 0])
-
-
-def _heat(matrix: Matrix, best: list[float] | None, boxed: Sequence[tuple[int, int]] = ()) -> Any:
-    values = [[float(value) for value in row] for row in matrix.values]
-    return heat_map(values, matrix.moments, matrix.columns, matrix.higher_is_better, best=best, boxed=boxed)
-
-
 def _matrices(comparison: Comparison) -> list[tuple[str, Any]]:
     """A heat map an arm, on one scale."""
     every = comparison.matrices
@@ -151,17 +140,15 @@ def _matrices(comparison: Comparison) -> list[tuple[str, Any]]:
     for matrix in every.values():
         for j, (column, higher) in enumerate(zip(matrix.columns, matrix.higher_is_better, strict=True)):
             best[column] = best_of([*matrix.values[:, j].tolist(), best.get(column, math.nan)], higher)
-    found = []
-    for arm, matrix in every.items():
-        boxed = [(t, j) for j, t in enumerate(matrix.trained_at) if t > 0]
-        found.append((arm, _heat(matrix, [best[column] for column in matrix.columns], boxed)))
-    return found
+    return [
+        (arm, matrix_heat_map(matrix, [best[column] for column in matrix.columns])) for arm, matrix in every.items()
+    ]
 
 
 def _tradeoff(comparison: Comparison) -> Any:
     points = tradeoffs(comparison)
     known = [p for p in points if math.isfinite(p.retention) and math.isfinite(p.new_task)]
-    return stability_plasticity(points, ", ".join(comparison.new)) if known else None
+    return stability_plasticity(points, ", ".join(comparison.new), "seconds of training") if known else None
 
 
 def _scores(arms: dict[str, list[Run]]) -> Any:

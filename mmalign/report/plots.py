@@ -1,5 +1,6 @@
 """The figures of the report, as matplotlib figures: `style.svg` puts them into a page, `style.png` into W&B."""
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -44,11 +45,14 @@ def curves(
             colour = line.colour if line.colour >= 0 else place
             style: dict[str, Any] = {"color": SERIES[colour % len(SERIES)]}
             dash: Any = DASHES[(place // len(SERIES)) % len(DASHES)]
-            steps, raw, smooth = _smoothed(line.steps, line.values)
-            if raw is not None:
-                axes.plot(steps, raw, linewidth=0.7, alpha=0.28, **style)
-            marker = "o" if len(steps) == 1 else None
-            axes.plot(steps, smooth, linestyle=dash, marker=marker, label=line.label, **style)
+            label: str | None = line.label
+            for steps, values in _segments(line, [step for step, _ in stages]):
+                steps, raw, smooth = _smoothed(steps, values)
+                if raw is not None:
+                    axes.plot(steps, raw, linewidth=0.7, alpha=0.28, **style)
+                marker = "o" if len(steps) == 1 else None
+                axes.plot(steps, smooth, linestyle=dash, marker=marker, label=label, **style)
+                label = None  # one entry of the legend for all stages
         axes.set_title(title, pad=16 if stages else 8)
         axes.set_xlabel("step")
         if logarithmic:
@@ -72,12 +76,13 @@ def intervals(values: Sequence[Interval], title: str) -> "Figure":
     series = list(dict.fromkeys(value.series for value in values))
     with drawing(7.6, 0.75 + (0.2 + 0.16 * len(series)) * max(len(labels), 1)) as figure:
         axes = figure.subplots()
+        for label, chance in {value.label: value.chance for value in reversed(values)}.items():
+            middle = labels.index(label)
+            axes.plot([chance] * 2, [middle - 0.34, middle + 0.34], color=MUTED, linewidth=1.4, zorder=2)
         for value in values:
             place = series.index(value.series)
             y = labels.index(value.label) + (place - (len(series) - 1) / 2) * 0.6 / max(len(series), 1)
             colour = SERIES[place % len(SERIES)]
-            if math.isfinite(value.chance):
-                axes.plot([value.chance] * 2, [y - 0.26, y + 0.26], color=MUTED, linewidth=1.4, zorder=2)
             if not math.isfinite(value.value):
                 continue
             if math.isfinite(value.low) and math.isfinite(value.high):
@@ -104,8 +109,14 @@ def intervals(values: Sequence[Interval], title: str) -> "Figure":
         if any(value.emergent for value in values):
             handles.append(_handle("emergent pair", 0, color=MUTED, markerfacecolor=SURFACE))
         if handles:
-            axes.legend(
-                handles=handles, loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=6, fontsize=8, handletextpad=0.2
+            per_line = len(handles) if len(handles) < 9 else 6
+            figure.legend(
+                handles=handles,
+                loc="outside upper right",
+                ncols=per_line,
+                fontsize=8,
+                handletextpad=0.1,
+                columnspacing=1.1,
             )
         return figure
 
@@ -138,6 +149,13 @@ def _handle(label: str, place: int, **changes: Any) -> Any:
         "markersize": 6,
     }
     return Line2D([], [], linestyle="none", label=label, **(style | changes))
+
+
+def _segments(line: Curve, starts: Sequence[float]) -> list[tuple[Sequence[float], Sequence[float]]]:
+    """The line cut where a stage begins: a loss jumps there, and no smoothing should hide that."""
+    stage = [sum(step >= start for start in starts) for step in line.steps]
+    cuts = [0, *(i for i in range(1, len(stage)) if stage[i] != stage[i - 1]), len(stage)]
+    return [(line.steps[a:b], line.values[a:b]) for a, b in itertools.pairwise(cuts) if b > a]
 
 
 def _smoothed(steps: Sequence[float], values: Sequence[float]) -> tuple[list[float], list[float] | None, list[float]]:

@@ -64,12 +64,13 @@ def cards(run: Run, limit: int = 5) -> list[Card]:
         ]
         notes = [f"{_arrows(r.direction)} {number(r.value)}" for r in others if finite(r.value)]
         if finite(row.chance):
-            times = f", {row.value / row.chance:,.0f}×" if row.higher_is_better and 0 < row.chance <= row.value else ""
-            notes.append(f"chance {number(row.chance)}{times}")
+            ratio = row.value / row.chance if row.higher_is_better and row.chance > 0 else 0.0
+            times = f"{ratio:,.0f} × " if ratio >= 2 else ""
+            notes.append(f"{times}chance ({number(row.chance)})")
         elif "->" not in row.direction:
             before = matrix.values[0, matrix.columns.index(row.column)]
             notes += [f"{number(float(before))} at the start"] if finite(float(before)) and row.stage_index else []
-        badge = "emergent: never trained as a pair" if row.emergent and "->" in row.direction else ""
+        badge = "emergent" if row.emergent and "->" in row.direction else ""
         unit = f"{_arrows(row.direction)} {row.metric}" if "->" in row.direction else row.metric.replace("_", " ")
         found.append(Card(row.column, number(row.value), unit, notes, badge))
     kept = matrix.select(old_columns(run.rows, matrix))
@@ -128,7 +129,7 @@ def comparison_table(comparison: Comparison) -> Table:
     ups = dict(zip(first.columns, first.higher_is_better, strict=True))
     metrics = {f"last/{column}": (f"{column} {'↑' if up else '↓'}", up) for column, up in ups.items()}
     metrics |= {"retention_percent": ("kept of the old, % ↑", True), "new_task": ("new task ↑", True)}
-    metrics |= {"cost/seconds": ("seconds", False), "cost/bytes_stored": ("bytes stored", False)}
+    metrics |= {"cost/seconds": ("time", False), "cost/bytes_stored": ("stored", False)}
     known = {m for m in metrics if any(finite(comparison.get(arm, m).mean) for arm in comparison.arms)}
     best = {m: best_of([comparison.get(arm, m).mean for arm in comparison.arms], metrics[m][1]) for m in known}
     rows = []
@@ -206,7 +207,13 @@ def cost_table(runs: Sequence[Run]) -> Table:
         entries = [(run.label, run.cost["total"]) for run in runs if run.cost]
     names = list(dict.fromkeys(name for _, cost in entries for name, value in cost.items() if value or name != "price"))
     rows = [[Cell(label, label), *(_cost_cell(name, cost.get(name)) for name in names)] for label, cost in entries]
-    heads = [n.replace("_bytes", "").replace("bytes_", "").replace("_", " ") for n in names]
+    titles = {
+        "seconds": "time",
+        "step_seconds": "time in steps",
+        "peak_memory_bytes": "peak memory",
+        "bytes_stored": "stored",
+    }
+    heads = [titles.get(name, name.replace("_", " ")) for name in names]
     return Table(["stage" if len(runs) == 1 else "run", *heads], rows)
 
 
@@ -223,7 +230,7 @@ def quarantine_table(runs: Sequence[Run]) -> Table:
     for (label, error), where in sorted(counts.items(), key=lambda item: -len(item[1])):
         cells = [Cell(error, error), Cell(f"{len(where):,}", len(where)), Cell(where[0], where[0])]
         rows.append([Cell(label, label), *cells] if len(runs) > 1 else cells)
-    return Table([*(["run"] if len(runs) > 1 else []), "error", "samples", "for example"], rows)
+    return Table([*(["run"] if len(runs) > 1 else []), "error", "samples", "for example"], rows, numeric_from=9)
 
 
 def _names(row: Row) -> list[Cell]:
@@ -260,7 +267,7 @@ def _percent(value: float) -> Cell:
 
 
 def _spread(std: float, metric: str = "") -> str:
-    if not finite(std):
+    if not finite(std) or (metric.startswith("cost/") and std == 0):
         return ""
     return f"± {_amount(metric, std) if metric.startswith('cost/') else number(std)}"
 
@@ -276,6 +283,8 @@ def _amount(name: str, value: Any) -> str:
     if "bytes" in name:
         return _scaled(value, 1024, ("B", "KiB", "MiB", "GiB", "TiB"))
     if name.endswith("seconds"):
+        if value < 100:
+            return f"{value:.1f} s"
         minutes, seconds = divmod(round(value), 60)
         return f"{minutes // 60} h {minutes % 60:02d} min" if minutes > 99 else f"{minutes}:{seconds:02d} min"
     return _scaled(value, 1000, ("", "k", "M", "G", "T", "P", "E"))

@@ -15,6 +15,7 @@ LIGHT = {
     "muted": "#5d6b7c",
     "grid": "#dfe4ea",
     "surface": "#fefeff",
+    "page": "#f4f6f8",
     "heat": "#1f5fa9",
     "series-0": "#0b6fb4",
     "series-1": "#d35a06",
@@ -32,7 +33,8 @@ DARK = {
     "muted": "#9aa7b6",
     "grid": "#2c3542",
     "surface": "#151b23",
-    "heat": "#4792e2",
+    "page": "#0d1218",
+    "heat": "#2f74c0",
     "series-0": "#56ade8",
     "series-1": "#ff8c46",
     "series-2": "#2fcb9c",
@@ -157,8 +159,6 @@ def number(value: float) -> str:
         return f"{value:.2e}".replace("e+0", "e").replace("e+", "e").replace("e-0", "e-").replace("-", "−")
     digits = 3 if size < 10 else 1 if size < 1000 else 0
     shown = f"{value:,.{digits}f}"
-    if digits == 1 and shown.endswith(".0"):
-        shown = shown[:-2]
     return shown.replace("-", "−")
 
 

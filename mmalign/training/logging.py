@@ -11,7 +11,7 @@ warning and a few seconds, never the run.
 import json
 import math
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -79,6 +79,14 @@ class RunLoggers:
         from mmalign.report.wandb_media import figure_image
 
         self._to_wandb(lambda logger: _log_media(logger, name, figure_image(figure), step))
+
+    def log_matrix(self, rows: Sequence[Row], step: int) -> None:
+        """The forgetting matrix of these rows as a heat map."""
+        from mmalign.evaluation.forgetting import matrix_from_rows
+        from mmalign.report.forgetting_plots import matrix_heat_map
+
+        if self.wandb is not None and any(row.main for row in rows):
+            self.log_figure("forgetting_matrix", matrix_heat_map(matrix_from_rows(rows)), step)
 
     def log_report(self, path: Path) -> None:
         """The report as an artifact of type "report"."""
