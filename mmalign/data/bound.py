@@ -1,7 +1,7 @@
 """One data set as a stream or an evaluation reads it: its samples, and the members that stand for each modality."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from mmalign.data.config import ShardData, suggestion
@@ -52,6 +52,16 @@ class BoundData:
                     raise ValueError(f"data {name!r}: the model has no encoder {modality!r}{hint}")
         count = len(samples) if data.limit is None else min(data.limit, len(samples))
         return cls(name, data, samples, count, patterns)
+
+    @classmethod
+    def for_modality(
+        cls, name: str, data: ShardData, modality: str, preprocess: Preprocess, limits: Limits
+    ) -> "BoundData":
+        """Open for one modality alone; where `data` does not bind it, all samples lack it."""
+        opened = cls.open(name, replace(data, modalities=None), {modality: preprocess}, limits)
+        if data.modalities is None:
+            return opened
+        return replace(opened, data=data, patterns={modality: data.modalities.get(modality, "")})
 
     def key(self, sample: RawSample) -> str:
         return f"{self.name}/{sample.key}"

@@ -70,7 +70,6 @@ def build_index(
         FileNotFoundError: no such directory, or no tars in it.
         ValueError: no such split.
     """
-    refuse_url(directory)
     directory = Path(directory)
     by_split = shards_by_split(directory)
     if split is not None and split not in by_split:
@@ -81,6 +80,7 @@ def build_index(
 
 def shards_by_split(directory: Path) -> dict[str, list[str]]:
     """Names of the tars of every split: those that are there, that an earlier index lists, or that a number misses."""
+    refuse_url(directory)
     if not directory.is_dir():
         raise FileNotFoundError(f"the shard directory {directory} does not exist")
     names: dict[str, set[str]] = {}

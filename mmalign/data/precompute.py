@@ -46,12 +46,12 @@ def open_or_build(
         directory: of all caches; None means SHARDS/features.
     """
     limits = limits or Limits()
-    bound = BoundData.open(data.split, data, {modality: tower.preprocess}, limits)
+    bound = BoundData.for_modality(data.split, data, modality, tower.preprocess, limits)
     depends = {
         "version": _VERSION,
         "tower": tower_hash or weights_hash(tower),
         "spec": tower.spec,
-        "members": bound.patterns.get(modality, ""),
+        "members": bound.patterns[modality],
         "shards": bound.samples.sha256,
         "changed": bound.samples.changed,
         "split": data.split,

@@ -81,7 +81,7 @@ class VariantLoader:
         world: int = 1,
     ) -> None:
         self.num_workers = num_workers
-        bound = BoundData.open(name or data.split, data, {modality: preprocess}, limits or Limits())
+        bound = BoundData.for_modality(name or data.split, data, modality, preprocess, limits or Limits())
         self._blocks = VariantBlocks(bound, modality, preprocess, batch_size, limits or Limits(), features)
         self._chosen = range(rank, len(self._blocks), world)
         self.samples = bound.count
@@ -109,7 +109,7 @@ class VariantBlocks(Dataset):
         features: FeatureCache | None = None,
     ) -> None:
         self.data, self.preprocess, self.limits, self.features = data, preprocess, limits, features
-        self.pattern = data.patterns.get(modality, "")
+        self.pattern = data.patterns[modality]
         self.batch_size = batch_size
 
     def __len__(self) -> int:

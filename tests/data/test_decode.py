@@ -1,0 +1,223 @@
+"""Decoding gives the right values within the limits, and runs no code."""
+
+import gzip
+import io
+import pickle
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, PngImagePlugin
+
+from mmalign.data.check import check_sample
+from mmalign.data.decode import EXTENSIONS, decode
+from mmalign.data.faults import Limits, SampleError
+from mmalign.data.sample import RawSample
+
+LIMITS = Limits()
+
+
+def png(picture: Image.Image, **options: Any) -> bytes:
+    file = io.BytesIO()
+    picture.save(file, "PNG", **options)
+    return file.getvalue()
+
+
+def npy(array: np.ndarray, allow_pickle: bool = False) -> bytes:
+    file = io.BytesIO()
+    np.save(file, array, allow_pickle=allow_pickle)
+    return file.getvalue()
+
+
+def test_pictures_are_rgb_on_the_background() -> None:
+    colours = Image.new("RGBA", (2, 1))
+    colours.putpixel((0, 0), (10, 20, 30, 255))
+    for background in ((255, 255, 255), (0, 0, 0)):
+        shown = decode("image", "png", png(colours), LIMITS, background=background)
+        assert (shown.mode, shown.getpixel((0, 0)), shown.getpixel((1, 0))) == ("RGB", (10, 20, 30), background)
+    palette = Image.new("P", (2, 1))
+    palette.putpalette([0, 0, 0, 9, 9, 9])
+    palette.putpixel((1, 0), 1)
+    shown = decode("image", "PNG", png(palette, transparency=0), LIMITS)
+    assert (shown.getpixel((0, 0)), shown.getpixel((1, 0))) == ((255, 255, 255), (9, 9, 9))
+    grey = Image.fromarray(np.array([[0, 256, 65535]], dtype=np.uint16))
+    assert [decode("image", "png", png(grey), LIMITS).getpixel((x, 0))[0] for x in range(3)] == [0, 1, 255]
+
+
+def test_a_jpeg_is_decoded_no_larger_than_needed() -> None:
+    file = io.BytesIO()
+    Image.linear_gradient("L").resize((1024, 768)).convert("RGB").save(file, "JPEG")
+    whole = decode("image", "jpg", file.getvalue(), LIMITS)
+    assert whole.size == (1024, 768)
+    reduced = decode("image", "jpg", file.getvalue(), LIMITS, size=64)
+    assert reduced.size == (256, 192)  # 128 of the shorter side would do, 96 would not
+    small = [np.asarray(p.resize((64, 64), Image.Resampling.BICUBIC), dtype=float) for p in (whole, reduced)]
+    assert np.abs(small[0] - small[1]).max() <= 2
+
+
+def test_recordings_are_mono_float32() -> None:
+    import soundfile
+
+    stereo = np.stack([np.full(100, 0.5), np.full(100, -0.25)], axis=1)
+    file = io.BytesIO()
+    soundfile.write(file, stereo, 8000, format="WAV", subtype="FLOAT")
+    waveform, rate_hz = decode("audio", "wav", file.getvalue(), LIMITS)
+    assert (rate_hz, waveform.dtype, waveform.shape) == (8000, np.float32, (100,))
+    np.testing.assert_allclose(waveform, 0.125)
+
+
+def test_texts_and_arrays() -> None:
+    assert decode("text", "txt", "\ufeffé\n".encode(), LIMITS) == "é\n"
+    assert decode("text", "captions[fr]#0", b"un", LIMITS) == "un"
+    for array in (np.arange(6).reshape(2, 3), np.asfortranarray(np.arange(6.0).reshape(3, 2)), np.ones(3, bool)):
+        value = decode("array", "npy", npy(array), LIMITS)
+        assert value.dtype == np.float32
+        np.testing.assert_array_equal(value, array)
+
+
+@pytest.mark.parametrize("extension", ["png", "jpg", "webp", "flac", "ogg", "wav", "mp3", "npy"])
+def test_every_truncation_is_noticed(
+    extension: str, make_picture: Callable[..., bytes], make_recording: Callable[..., bytes]
+) -> None:
+    if extension in EXTENSIONS["image"]:
+        kind, data = "image", make_picture(0, {"jpg": "JPEG"}.get(extension, extension.upper()))
+    elif extension == "npy":
+        kind, data = "array", npy(np.ones((5, 3)))
+    else:
+        kind, data = "audio", make_recording(0, extension.upper(), 4000)
+    decode(kind, extension, data, LIMITS)
+    cuts = [*range(0, len(data), max(1, len(data) // 50)), *range(len(data) - 20, len(data))]
+    for cut in cuts:
+        with pytest.raises(SampleError):
+            decode(kind, extension, data[:cut], LIMITS)
+
+
+def huge_npy() -> bytes:
+    data = npy(np.ones((1, 1)))
+    return data.replace(b"(1, 1)", b"(10000000000, 1)").replace(b" " * 10, b"", 1)
+
+
+BAD = {
+    "a PNG of zeros": ("image", "png", b"\0" * 100, "Error"),
+    "a text as a picture": ("image", "jpg", b"hello", "Error"),
+    "a GIF": ("image", "png", b"GIF89a\1\0\1\0\0\0\0;", "Error"),
+    "an empty member": ("image", "png", b"", "empty"),
+    "Latin-1": ("text", "txt", "é".encode("latin-1"), "UnicodeDecodeError"),
+    "UTF-16": ("text", "txt", "text".encode("utf-16"), "UnicodeDecodeError"),
+    "UTF-16 without a mark": ("text", "txt", "text".encode("utf-16-le"), "not in UTF-8"),
+    "nothing but space": ("text", "txt", b" \n", "empty"),
+    "a long text": ("text", "txt", b"a" * (LIMITS.max_text_bytes + 1), "limit"),
+    "NaN in an array": ("array", "npy", npy(np.array([1.0, np.nan])), "NaN"),
+    "an empty array": ("array", "npy", npy(np.zeros((0, 3))), "shape"),
+    "an array of texts": ("array", "npy", npy(np.array(["a"])), "only numbers"),
+    "an array that lies about its size": ("array", "npy", huge_npy(), "Error|limit"),
+}
+
+
+@pytest.mark.parametrize(("kind", "name", "data", "message"), BAD.values(), ids=BAD)
+def test_what_cannot_be_used(kind: str, name: str, data: bytes, message: str) -> None:
+    with pytest.raises(SampleError, match=message):
+        decode(kind, name, data, LIMITS)
+
+
+def test_recordings_that_cannot_be_used(make_recording: Callable[..., bytes]) -> None:
+    import soundfile
+
+    def written(waveform: np.ndarray) -> bytes:
+        file = io.BytesIO()
+        soundfile.write(file, waveform, 8000, format="WAV", subtype="FLOAT")
+        return file.getvalue()
+
+    with pytest.raises(SampleError, match="NaN"):
+        decode("audio", "wav", written(np.array([0.0, np.nan])), LIMITS)
+    with pytest.raises(SampleError, match="no samples"):
+        decode("audio", "wav", written(np.zeros(0)), LIMITS)
+    flac = make_recording(0, "FLAC", 16_000)
+    decode("audio", "flac", flac, Limits(max_audio_seconds=2.0))
+    with pytest.raises(SampleError, match=r"limit is 1\.9 s"):
+        decode("audio", "flac", flac, Limits(max_audio_seconds=1.9))
+    with pytest.raises(SampleError, match="limit is 15999 values"):
+        decode("audio", "flac", flac, Limits(max_audio_values=15_999))
+
+
+def test_the_pixel_limit_comes_from_the_header() -> None:
+    data = bytearray(png(Image.new("L", (8, 8))))
+    data[16:24] = (30_000).to_bytes(4, "big") * 2
+    import zlib
+
+    data[29:33] = zlib.crc32(bytes(data[12:29])).to_bytes(4, "big")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(SampleError, match=r"limit|exceeds"):
+            decode("image", "png", bytes(data), LIMITS)
+        data[16:24] = (10_000).to_bytes(4, "big") * 2  # between PIL's warning and its error
+        data[29:33] = zlib.crc32(bytes(data[12:29])).to_bytes(4, "big")
+        with pytest.raises(SampleError, match="10000 × 10000 pixels, the limit is"):
+            decode("image", "png", bytes(data), LIMITS)
+
+
+def test_a_text_chunk_that_unpacks_to_gigabytes() -> None:
+    info = PngImagePlugin.PngInfo()
+    info.add_text("bomb", "a" * 50_000_000, zip=True)
+    with pytest.raises(SampleError):
+        decode("image", "png", png(Image.new("L", (8, 8)), pnginfo=info), LIMITS)
+
+
+class Canary:
+    """Unpickling this makes the file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return (Path.touch, (self.path,))
+
+
+PICKLED = [
+    "pkl",
+    "pickle",
+    "pyd",
+    "pth",
+    "pt",
+    "npy",
+    "npz",
+    "pkl.gz",
+    "pyd.gz",
+    "npy.gz",
+    "pth.zst",
+    "ten",
+    "mp",
+    "cbor",
+]
+
+
+@pytest.mark.parametrize("extension", PICKLED)
+def test_no_pickle_is_opened(extension: str, tmp_path: Path) -> None:
+    path = tmp_path / "canary"
+    file = io.BytesIO()
+    if extension in ("pth", "pt"):
+        torch.save(Canary(path), file)
+    elif extension == "npz":
+        np.savez(file, a=np.array([Canary(path)], dtype=object), allow_pickle=True)
+    elif extension.startswith("npy"):
+        np.save(file, np.array([Canary(path)], dtype=object), allow_pickle=True)
+    else:
+        pickle.dump(Canary(path), file)
+    data = gzip.compress(file.getvalue()) if extension.endswith(".gz") else file.getvalue()
+    for kind in EXTENSIONS:
+        with pytest.raises(SampleError):
+            decode(kind, extension, data, LIMITS)
+        # … nor under an extension that is known.
+        with pytest.raises(SampleError):
+            decode(kind, EXTENSIONS[kind][0], file.getvalue() + b"\xff", LIMITS)
+    with pytest.raises(SampleError):
+        check_sample(RawSample("a", {extension: data}), LIMITS)
+    check_sample(RawSample("a", {"txt": b"text", "pkl": data}), LIMITS)
+    assert not path.exists()
+    if extension == "pkl":  # the canary is a real one
+        pickle.loads(data)
+        assert path.exists()
