@@ -22,7 +22,7 @@ class Fusion(nn.Module):
     def forward(
         self, vectors: dict[str, Float[Tensor, "batch dim"]], present: dict[str, Bool[Tensor, " batch"]]
     ) -> Float[Tensor, "batch dim"]:
-        """Projected (not yet normalised) vectors of any subset of the modalities -> joint embedding, not normalised.
+        """Unit vectors of any subset of the modalities -> joint embedding, not yet normalised.
 
         A row's result depends on its present modalities only, whatever stands in the rows of the absent ones, and is
         the same whether an absent modality is missing from the dict or masked by `present`.

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import is_dataclass
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
-from mmalign.training.experiment import Experiment
+from mmalign.training.experiment import Experiment, Stage
 from mmalign.training.yaml_config import ConfigError, meant
 
 TRUSTED_PACKAGES = ("mmalign", "timm", "open_clip", "transformers", "torch")
@@ -38,7 +38,13 @@ def check_config(config: dict[str, Any], trusted_only: bool = False) -> dict[str
                 expected = hint.__name__ if isinstance(hint, type) else expected
                 raise ConfigError(f"{path}: {value!r} is not a valid {expected}") from None
         raise ConfigError(str(error)) from None
-    return _plain(parsed.clone().as_dict())
+    checked = _plain(parsed.clone().as_dict())
+    for name, stage in checked["stages"].items():
+        try:
+            build_part(stage, Stage)
+        except ValueError as error:
+            raise ConfigError(f"stages.{name}: {error}") from None
+    return checked
 
 
 def build_experiment(config: dict[str, Any]) -> Experiment:

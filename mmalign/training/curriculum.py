@@ -54,6 +54,7 @@ class Curriculum:
         self.costs: list[StageCost] = []
         self.stage_facts: list[dict[str, Any]] = []
         self.device = torch.device("cpu")
+        self.evaluated = False
 
     def run(self, loggers: RunLoggers) -> list[Row]:
         """All stages that are not done yet, each followed by an evaluation of every column."""
@@ -145,6 +146,7 @@ class Curriculum:
         self.experiment.model.to(self.device)
         rows = evaluate_all(self.experiment.model, self.experiment.evaluation, moment)
         self.rows += rows
+        self.evaluated = True
         if self.rank == 0:
             write_rows(self.directory / "metrics.jsonl", self.rows)
             if index == 0:

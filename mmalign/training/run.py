@@ -61,16 +61,17 @@ def train(config: dict[str, Any], directory: Path, resume: bool = False) -> Path
 def finish(curriculum: Curriculum, directory: Path, loggers: Any) -> Path:
     """Facts, examples, diagnostics, the report, and all of it to W&B."""
     from mmalign.report.commands import report
-    from mmalign.training.showcase import write_diagnostics, write_examples
+    from mmalign.training.showcase import save_diagnostics, save_examples
 
     experiment = curriculum.experiment
     step = curriculum.rows[-1].step if curriculum.rows else 0
     write_json(directory / "run.json", describe_run(curriculum.config, curriculum.stage_facts))
-    write_examples(directory, experiment)
-    write_diagnostics(directory, experiment)
+    if curriculum.evaluated:  # in this process; else the files of the last process are there
+        stage = curriculum.rows[-1].stage
+        save_examples(directory, experiment, stage)
+        save_diagnostics(directory, experiment, stage)
     page = report([directory], None)
     loggers.log_examples(directory, step)
-    loggers.log_matrix(curriculum.rows, step)
     loggers.log_report(page)
     print(f"{directory}: metrics.jsonl, {page.name}", flush=True)
     return page
