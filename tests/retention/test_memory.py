@@ -1,0 +1,292 @@
+"""The memory as a whole: what is observed, chosen, copied, replayed and restored."""
+
+import multiprocessing
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import distributed
+
+from mmalign.batch import Batch
+from mmalign.data.config import ShardData
+from mmalign.data.index import ShardSet, build_index
+from mmalign.data.sample import RawSample
+from mmalign.data.scan import key_hash
+from mmalign.data.shards import write_shards
+from mmalign.data.stream import Stream
+from mmalign.model import Aligner
+from mmalign.retention import BalancedByStage, HardestK, Policy, Replay, Ring, StagePlan, Uniform
+from mmalign.retention.base import preprocess_of
+from mmalign.retention.memory import Memory
+from mmalign.retention.store import SAMPLES_PER_SHARD, Budget, directory_bytes, sample_hash, tar_bytes
+
+
+def watch_stage(
+    memory: Memory, plan: StagePlan, model: Aligner, steps: range | None = None, rank: int = 0, world: int = 1
+):
+    """Observe a stage's stream without training; yields nothing, ends after the steps."""
+    memory.begin(plan, model, plan.directory / "retention" / "m")
+    sources = {name: (data, 1.0) for name, data in plan.data.items()} | plan.replay
+    stream = Stream(
+        sources, preprocess_of(model), plan.batch_size, plan.seed, plan.name, plan.steps, rank=rank, world=world
+    )
+    with torch.no_grad():
+        for step in steps or range(plan.steps):
+            observe(memory, plan, model, stream[step], rank, world)
+
+
+def observe(memory: Memory, plan: StagePlan, model: Aligner, batch: Batch, rank: int = 0, world: int = 1) -> None:
+    embeddings = model(batch)
+    if world > 1:
+        embeddings = gathered(embeddings, rank, world)
+    memory.observe(plan, batch, embeddings)
+
+
+def gathered(embeddings: Any, rank: int, world: int) -> Any:
+    from dataclasses import replace
+
+    everyone: list[Any] = [None] * world
+    distributed.all_gather_object(everyone, embeddings)
+    size = len(embeddings.group)
+    join = {
+        field: {name: torch.cat([getattr(e, field)[name] for e in everyone]) for name in getattr(embeddings, field)}
+        for field in ("vectors", "present")
+    }
+    group = torch.cat([e.group for e in everyone])
+    return replace(embeddings, **join, group=group, pooled={}, rows=(rank * size, (rank + 1) * size), replayed=None)
+
+
+def keys(memory: Memory, plan: StagePlan) -> set[str]:
+    """Names of the samples on disk, whole memory."""
+    found = set()
+    for data, count in memory.data(plan.directory / "retention" / "m").values():
+        shards = ShardSet.open(data.shards, data.split)
+        assert len(shards) == count
+        found |= {f"{Path(data.shards).name}/{shards.read(i).key}" for i in range(count)}
+    return found
+
+
+def test_the_smallest_hashes_of_what_was_seen_are_on_disk(workshop) -> None:
+    plan, model = workshop.plans(steps=4)[0], workshop.model()  # 4 batches of 8 out of 24: one epoch and a third
+    memory = Memory(10, 2**30)
+    watch_stage(memory, plan, model)
+    memory.commit(plan, model)
+    sha256 = ShardSet.open(plan.data["ab"].shards, "train").sha256
+    hashes = sorted((sample_hash(plan.seed, sha256, f"s{i:04d}"), f"s{i:04d}") for i in range(24))
+    assert keys(memory, plan) == {f"stage-01-data-00-ab/{key}" for _, key in hashes[:10]}
+    assert memory.seen == {"one": 32}
+
+
+def test_more_epochs_and_another_order_change_nothing(workshop) -> None:
+    found = []
+    for steps, name in ((3, "one"), (9, "one"), (3, "other")):
+        plan, model = workshop.plans(steps=steps)[0], workshop.model()
+        plan.name = name
+        memory = Memory(10, 2**30)
+        watch_stage(memory, plan, model)
+        found.append(set(memory.pool.entries["hash"].tolist()))
+    assert found[0] == found[1] == found[2]
+
+
+def test_samples_are_copied_as_they_stood_with_the_members_in_use(workshop) -> None:
+    plan, model = workshop.plans(steps=3)[0], workshop.model()
+    memory = Memory(5, 2**30)
+    watch_stage(memory, plan, model)
+    memory.commit(plan, model)
+    [(data, count)] = memory.data(plan.directory / "retention" / "m").values()
+    assert (count, data.replayed, data.modalities) == (5, True, plan.data["ab"].modalities)
+    originals = {sample.key: sample for sample in workshop.samples(24, "ab", 1)}
+    stored = ShardSet.open(data.shards, data.split)
+    for i in range(count):
+        sample = stored.read(i)
+        expected = originals[sample.key].members
+        assert sample.members == {name: expected[name] for name in ("a.npy", "b.npy", "json")}
+
+
+def test_two_stages_share_the_places_and_the_old_part_is_rewritten(workshop) -> None:
+    plans, model = workshop.plans(steps=3), workshop.model()
+    memory = Memory(9, 2**30, BalancedByStage())
+    for plan, counts in zip(plans, ([9], [5, 4]), strict=True):
+        watch_stage(memory, plan, model)
+        memory.commit(plan, model)
+        assert [count for _, count in memory.data(plan.directory / "retention" / "m").values()] == counts
+        assert len(keys(memory, plan)) == 9
+    folder = plans[0].directory / "retention" / "m"
+    assert sorted(path.name for path in folder.iterdir()) == ["after-01", "after-02"]  # a killed run may need the first
+    third = workshop.plans(steps=3)[1]
+    third.index, third.name = 3, "three"
+    memory.begin(third, model, folder)
+    assert [path.name for path in folder.iterdir()] == ["after-02"]
+
+
+def test_replayed_and_language_rows_are_no_candidates(workshop) -> None:
+    plan, model = workshop.plans(steps=6)[0], workshop.model()
+    plan.replay = {
+        "old": (workshop.data("old", 8, "ab", 5, replayed=True), 0.5),
+        "text": (workshop.data("text", 8, "b", 6, language=True), 0.5),
+    }
+    memory = Memory(100, 2**30)
+    watch_stage(memory, plan, model)
+    assert {source.name for source in memory.sources} == {"ab"}
+    assert memory.seen["one"] == pytest.approx(24, abs=2)
+    assert len(memory.pool) <= 24
+
+
+def test_a_resumed_memory_is_the_one_that_was_never_interrupted(workshop) -> None:
+    """The state goes through a file; also the count of samples seen goes on where it stood."""
+    plan, model = workshop.plans(steps=6)[0], workshop.model()
+    whole = Memory(10, 2**30, Ring())
+    watch_stage(whole, plan, model)
+    first = Memory(10, 2**30, Ring())
+    watch_stage(first, plan, model, range(0, 2))
+    resumed = Memory(10, 2**30, Ring())
+    stream = Stream({"ab": (plan.data["ab"], 1.0)}, preprocess_of(model), 8, 0, "one", 6)
+    resumed.begin(plan, model, plan.directory / "retention" / "m")
+    resumed.load_state_dict(workshop.plain(first.state_dict()))
+    assert (resumed.seen["one"], resumed.steps) == (16, 2)
+    for step in range(2, 6):
+        observe(resumed, plan, model, stream[step])
+    assert resumed.seen["one"] == whole.seen["one"] == 48
+    assert_same(resumed.state_dict(), whole.state_dict())
+    resumed.commit(plan, model)
+    assert len(keys(resumed, plan)) == 10
+
+
+def assert_same(one: Any, two: Any) -> None:
+    if isinstance(one, dict):
+        assert one.keys() == two.keys()
+        for key in one:
+            assert_same(one[key], two[key])
+    elif isinstance(one, torch.Tensor):
+        assert torch.equal(one, two)
+    else:
+        assert one == two
+
+
+def test_the_state_holds_numbers_for_each_sample_and_no_content(workshop) -> None:
+    plan, model = workshop.plans(steps=3)[0], workshop.model()
+    memory = Memory(20, 2**30)
+    watch_stage(memory, plan, model)
+    memory.commit(plan, model)
+    entries = memory.state_dict()["pool"]["entries"]
+    assert {name: tuple(column.shape) for name, column in entries.items()} == dict.fromkeys(entries, (20,))
+    assert sum(column.nbytes for column in entries.values()) == 20 * 56
+    assert memory.state_dict()["pool"]["beside"] == {}
+
+
+@pytest.mark.parametrize("budget_kib", [12, 25, 40, 60])
+def test_the_byte_budget_holds_for_all_that_is_on_disk_and_cuts_the_policy_s_last(workshop, budget_kib: int) -> None:
+    plans, model = workshop.plans(steps=3), workshop.model()
+    memory = Memory(40, budget_kib * 1024, BalancedByStage())
+    for plan in plans:
+        watch_stage(memory, plan, model)
+        order = memory.pool.entries["hash"][memory.pool.order()].tolist()
+        memory.commit(plan, model)
+        folder = plan.directory / "retention" / "m" / f"after-{plan.index:02d}"
+        assert directory_bytes(folder) <= budget_kib * 1024
+        kept = set(memory.pool.entries["hash"].tolist())
+        assert kept == set(order[: len(kept)])
+        assert len(keys(memory, plan)) == len(kept)
+        assert memory.bytes_stored() == directory_bytes(folder) + 44 * len(kept)
+    assert len(memory.pool) < 40
+
+
+def test_the_budget_counts_what_files_take(tmp_path: Path) -> None:
+    samples = [
+        RawSample(f"k{i}", {"x.npy": bytes(37 * (i % 40)), "json": b"{}"}) for i in range(SAMPLES_PER_SHARD + 20)
+    ]
+    budget = Budget(2**40)
+    for sample in samples:
+        assert budget.take("part", tar_bytes(sample))
+    write_shards(tmp_path, "memory", samples, SAMPLES_PER_SHARD)
+    build_index(tmp_path)
+    actual = directory_bytes(tmp_path)
+    assert actual <= budget.taken <= actual + 4096
+
+
+def test_keys_that_our_tars_refuse_are_replaced(workshop) -> None:
+    import io
+    import tarfile
+
+    folder = workshop.folder / "foreign"
+    folder.mkdir()
+    array = workshop.samples(1, "ab")[0].members
+    with tarfile.open(folder / "00000.tar", "w") as tar:
+        for number in range(8):
+            for name in ("a.npy", "b.npy"):
+                header = tarfile.TarInfo(f"deep/er/k é{number}.{name}")
+                header.size = len(array[name])
+                tar.addfile(header, io.BytesIO(array[name]))
+    build_index(folder)
+    plan, model = workshop.plans(steps=1)[0], workshop.model()
+    plan.data = {"f": ShardData(str(folder), modalities={"a": "a.npy", "b": "b.npy"})}
+    memory = Memory(4, 2**30)
+    watch_stage(memory, plan, model)
+    memory.commit(plan, model)
+    places = memory.places()
+    assert len(places) == 4
+    for data, count in memory.data(plan.directory / "retention" / "m").values():
+        shards = ShardSet.open(data.shards, data.split)
+        assert {(Path(data.shards).name, key_hash(shards.read(i).key)) for i in range(count)} == set(places)
+    # and once more, from the memory into the next generation
+    second = workshop.plans(steps=1)[1]
+    watch_stage(memory, second, model)
+    memory.commit(second, model)
+    assert len(memory.places()) == 4
+
+
+def test_a_memory_that_is_gone_is_an_error_before_the_stage(workshop) -> None:
+    plans, model = workshop.plans(steps=3), workshop.model()
+    replay = Replay(capacity=5)
+    workshop.train(plans[0], model, {"m": replay})
+    import shutil
+
+    shutil.rmtree(plans[0].directory / "retention" / "m" / "after-01")
+    with pytest.raises(FileNotFoundError, match="after-01"):
+        replay.prepare(plans[1].clone(), model)
+
+
+@pytest.mark.parametrize("policy", [Uniform(), BalancedByStage(), Ring(), HardestK()], ids=lambda p: type(p).__name__)
+def test_one_two_and_four_ranks_hold_the_same_set(workshop, policy: Policy) -> None:
+    plans, model = workshop.plans(steps=3), workshop.model()
+    results = {}
+    for world in (1, 2, 4):
+        for plan in plans:
+            plan.directory = workshop.folder / f"run{world}"
+        context = multiprocessing.get_context("fork")
+        queue = context.Queue()
+        store = workshop.folder / f"store{world}"
+        processes = [
+            context.Process(target=_rank, args=(rank, world, store, plans, model, policy, queue))
+            for rank in range(world)
+        ]
+        for process in processes:
+            process.start()
+        states = [queue.get(timeout=60) for _ in processes]
+        for process in processes:
+            process.join(60)
+            assert process.exitcode == 0
+        assert all(state == states[0] for state in states)  # all ranks the same index and counts
+        results[world] = states[0], directory_contents(workshop.folder / f"run{world}")
+    assert results[1] == results[2] == results[4]
+
+
+def _rank(
+    rank: int, world: int, store: Path, plans: list[StagePlan], model: Aligner, policy: Policy, queue: Any
+) -> None:
+    torch.set_num_threads(1)
+    distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world)
+    memory = Memory(11, 2**30, policy)
+    for plan in plans:
+        watch_stage(memory, plan, model, rank=rank, world=world)
+        memory.commit(plan, model)
+    state = memory.state_dict()
+    state["pool"]["entries"] = {name: column.tolist() for name, column in state["pool"]["entries"].items()}
+    queue.put(state)
+    distributed.barrier()
+    distributed.destroy_process_group()
+
+
+def directory_contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
