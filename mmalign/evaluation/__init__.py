@@ -1,6 +1,19 @@
 """Evaluation: pure metric functions, and evaluators that apply them to a model and a data set."""
 
 from mmalign.evaluation.base import Evaluator, Moment
+from mmalign.evaluation.classification import ZeroShotClassification
+from mmalign.evaluation.drift import TowerDrift, TranslationRetrieval
+from mmalign.evaluation.language import Cloze, LanguageModeling, MinimalPairs
 from mmalign.evaluation.retrieval import Retrieval
 
-__all__ = ["Evaluator", "Moment", "Retrieval"]
+__all__ = [
+    "Cloze",
+    "Evaluator",
+    "LanguageModeling",
+    "MinimalPairs",
+    "Moment",
+    "Retrieval",
+    "TowerDrift",
+    "TranslationRetrieval",
+    "ZeroShotClassification",
+]
