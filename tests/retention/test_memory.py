@@ -25,7 +25,7 @@ from mmalign.retention.store import SAMPLES_PER_SHARD, Budget, directory_bytes, 
 def watch_stage(
     memory: Memory, plan: StagePlan, model: Aligner, steps: range | None = None, rank: int = 0, world: int = 1
 ):
-    """Observe a stage's stream without training; yields nothing, ends after the steps."""
+    """Observe a stage's stream without training."""
     memory.begin(plan, model, plan.directory / "retention" / "m")
     sources = {name: (data, 1.0) for name, data in plan.data.items()} | plan.replay
     stream = Stream(

@@ -120,7 +120,7 @@ def test_uniform_over_200_streams() -> None:
             pool.add(entries)
         chosen += np.isin(hashes, pool.entries["hash"])
     expected = streams * capacity / count
-    # each sample's count has variance n p (1 - p); the counts of a stream sum to the capacity: count - 1 degrees of freedom
+    # a count has the variance n p (1 - p), and the counts of a stream sum to the capacity: one degree of freedom less
     statistic = ((chosen - expected) ** 2).sum() / (expected * (1 - capacity / count)) * (count - 1) / count
     degrees = count - 1
     # Wilson and Hilferty's approximation of the 0.999 quantile, whose normal quantile is 3.0902
