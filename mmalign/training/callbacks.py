@@ -36,7 +36,7 @@ class Journal(L.Callback):
         quarantine: QuarantineLog,
         allowed_faults: float,
     ) -> None:
-        self.log = log
+        self._log = log  # not `log`: Lightning sets that name of every callback
         self.offset = offset
         self.every = every
         self.quarantine = quarantine
@@ -88,7 +88,7 @@ class Journal(L.Callback):
                 "quarantined": self.quarantine.count,
                 "memory_bytes": peak_memory_bytes(),
             }
-            self.log(values, self.offset + trainer.global_step)
+            self._log(values, self.offset + trainer.global_step)
             self.samples, self.waited_seconds, self._since = 0, 0.0, now
         self._ended = time.perf_counter()
 

@@ -14,16 +14,16 @@ def chunked(
 ) -> Embeddings:
     """Apply `function` to `chunk_size` rows at a time; the result is differentiable as if done at once.
 
-    This is gradient caching: with `recompute`, a chunk's activations are dropped once its embeddings are known, and made
-    again, under the same generator state and autocast, when the loss over all rows has sent its gradient back. Memory is
-    that of one chunk plus the embeddings; time is that of one more forward pass. It is also the exact gradient
-    accumulation for contrastive losses: k chunks of a batch see the negatives of the whole batch, and there is one backward
-    pass, so optimizer, clipping and distributed training need to know nothing.
+    This is gradient caching: with `recompute`, a chunk's activations are dropped once its embeddings are known, and
+    made again, under the same generator state and autocast, when the loss over all rows has sent its gradient back.
+    Memory is that of one chunk plus the embeddings; time is that of one more forward pass. It is also the exact
+    gradient accumulation for contrastive losses: k chunks of a batch see the negatives of the whole batch, and there is
+    one backward pass, so optimizer, clipping and distributed training need to know nothing.
 
     Random numbers are drawn chunk by chunk; with dropout the result equals that of the same chunks kept in memory
-    (`recompute=False`), and is one sample of what the batch in one piece would give. Without dropout it equals the batch in
-    one piece. Layers that mix rows, such as BatchNorm in training mode, see one chunk at a time and, with `recompute`,
-    update their running statistics twice: keep them in evaluation mode.
+    (`recompute=False`), and is one sample of what the whole batch at once would give. Without dropout it equals the
+    whole batch at once. Layers that mix rows, such as BatchNorm in training mode, see one chunk at a time and, with
+    `recompute`, update their running statistics twice: keep them in evaluation mode.
 
     Args:
         function: rows of a batch -> their embeddings; no side effects.
@@ -51,7 +51,7 @@ def chunked(
 
 
 def concatenate(parts: list[Embeddings]) -> Embeddings:
-    """Rows of several embeddings, one after the other. Where a part lacks a modality of the others, its rows are zeros."""
+    """Rows of several embeddings, one after the other. Where a part lacks a table of the others, its rows are zeros."""
     sizes = [len(part.group) for part in parts]
 
     def join(tables: list[dict[str, Tensor]]) -> dict[str, Tensor]:
@@ -64,6 +64,7 @@ def concatenate(parts: list[Embeddings]) -> Embeddings:
         group=torch.cat([part.group for part in parts]),
         likelihoods=join([part.likelihoods for part in parts]),
         pooled=join([part.pooled for part in parts]),
+        replayed=join([{} if part.replayed is None else {"": part.replayed} for part in parts]).get(""),
     )
 
 

@@ -12,7 +12,7 @@ from mmalign.losses.base import Loss
 from mmalign.model import Aligner
 from mmalign.retention.base import Retention
 from mmalign.training.logging import LoggerSettings
-from mmalign.training.optim import Optimization, WarmupCosine
+from mmalign.training.optim import Optimization
 
 
 @dataclass
@@ -48,7 +48,7 @@ class Stage:
             raise ValueError("a stage needs at least one step, and a batch_size of at least 2")
         if not self.data:
             raise ValueError("data is empty")
-        WarmupCosine(self.optimization.warmup_steps, self.total_steps)  # refuses a warm-up longer than the stage
+        self.optimization.check(self.total_steps)
 
     @property
     def total_steps(self) -> int:

@@ -99,12 +99,8 @@ class AlignmentModule(L.LightningModule):
         return self
 
     def configure_optimizers(self) -> dict[str, Any]:
-        # parameters by the names that stages use: encoder.NAME, projection.NAME, fusion, loss.NAME
-        parts = nn.Module()
-        parts.encoder, parts.projection, parts.loss = self.model.encoders, self.model.projections, self.losses
-        parts.fusion = self.model.fusion
-        optimizer, schedule = self.stage.optimization.build(parts, self.plan.steps)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        parts = {**self.model.components(), **{f"loss.{name}": self.losses[name] for name in self.plan.losses}}
+        return self.stage.optimization.build(parts, self.plan.steps)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["mmalign"] = {

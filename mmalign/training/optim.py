@@ -1,26 +1,23 @@
 """What is trained at which rate: parameter groups, AdamW, warm-up and decay."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any, Literal
 
-import torch
 from torch import nn
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
-
-_EMBEDDINGS = ("*modality_embedding*", "*modality_token*", "*type_embedding*")
 
 
 def undecayed(module: nn.Module) -> set[str]:
     """Names of the parameters that weight decay must not shrink.
 
-    These are scalars and vectors (biases, gains of norms, logit scales, class tokens), learned embeddings of modalities, and
-    whatever a part of the model names in `no_weight_decay()`, as timm's models do.
+    These are scalars and vectors (biases, gains of norms, logit scales, class tokens), and whatever a part of the
+    module names in `no_weight_decay()`, as timm's models do.
     """
     names = {name for name, parameter in module.named_parameters() if parameter.ndim < 2}
-    names |= {n for n, _ in module.named_parameters() if any(fnmatchcase(n, pattern) for pattern in _EMBEDDINGS)}
     for prefix, part in module.named_modules():
         declared = getattr(part, "no_weight_decay", None)
         if callable(declared):
@@ -29,50 +26,47 @@ def undecayed(module: nn.Module) -> set[str]:
 
 
 def parameter_groups(
-    module: nn.Module, learning_rate: float, learning_rates: dict[str, float], weight_decay: float
+    components: Mapping[str, nn.Module], learning_rate: float, learning_rates: dict[str, float], weight_decay: float
 ) -> list[dict[str, Any]]:
-    """The trainable parameters of a module by learning rate and by whether they decay, each group with a `name`.
+    """The trainable parameters by component and by whether they decay; each group has a `name`.
+
+    A parameter that several components share belongs to the first.
 
     Args:
-        learning_rates: by component: a parameter name's prefix ("encoder.image") or a glob over whole names
-            ("*.norm.*"). Where several match, the last one counts.
+        components: such as "encoder.image" or "loss.image_text".
+        learning_rates: by component name or glob ("encoder.*"). Where several match, the last one counts. Other
+            components learn at `learning_rate`.
 
     Raises:
-        ValueError: a component matches no trainable parameter, or nothing is trainable.
+        ValueError: a glob matches no component, or nothing is trainable.
     """
-    trainable = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
-    if not trainable:
-        raise ValueError("nothing is trainable: every parameter is frozen")
-    for component in learning_rates:
-        if not any(_matches(name, component) for name in trainable):
-            raise ValueError(f"learning_rates: '{component}' matches no trainable parameter")
-    fixed = undecayed(module)
-    groups: dict[tuple[str, bool], dict[str, Any]] = {}
-    for name, parameter in trainable.items():
-        component = next((c for c in reversed(learning_rates) if _matches(name, c)), "")
-        decays = name not in fixed
-        group = groups.setdefault(
-            (component, decays),
-            {
-                "name": f"{component or 'default'}{'' if decays else ' (no decay)'}",
-                "lr": learning_rates.get(component, learning_rate),
-                "weight_decay": weight_decay if decays else 0.0,
-                "params": [],
-            },
-        )
-        group["params"].append(parameter)
-    return list(groups.values())
-
-
-def _matches(name: str, component: str) -> bool:
-    return name == component or name.startswith(f"{component}.") or fnmatchcase(name, component)
+    for glob in learning_rates:
+        if not any(fnmatchcase(name, glob) for name in components):
+            raise ValueError(f"learning_rates: '{glob}' matches none of the components {', '.join(components)}")
+    groups: list[dict[str, Any]] = []
+    seen: set[nn.Parameter] = set()
+    for component, module in components.items():
+        rate = next((r for g, r in reversed(learning_rates.items()) if fnmatchcase(component, g)), learning_rate)
+        fixed = undecayed(module)
+        trainable = {n: p for n, p in module.named_parameters() if p.requires_grad and p not in seen}
+        seen.update(trainable.values())
+        for suffix, decay, names in (
+            ("", weight_decay, [name for name in trainable if name not in fixed]),
+            (" (no decay)", 0.0, [name for name in trainable if name in fixed]),
+        ):
+            if names:
+                parameters = [trainable[name] for name in names]
+                groups.append({"name": component + suffix, "lr": rate, "weight_decay": decay, "params": parameters})
+    if not groups:
+        raise ValueError(f"nothing is trainable: every parameter of {', '.join(components)} is frozen")
+    return groups
 
 
 @dataclass(frozen=True)
 class WarmupCosine:
     """Factor of the learning rate at a step: linear rise, then half a cosine down to 0, or level.
 
-    Step `warmup_steps` is the first at the full rate, step `steps` the first at 0, which no training of `steps` steps takes.
+    Step `warmup_steps` is the first at the full rate; step `steps`, which the training no longer takes, is at 0.
 
     Paper: Loshchilov and Hutter 2017, SGDR: Stochastic Gradient Descent with Warm Restarts.
     """
@@ -118,13 +112,23 @@ class Optimization:
     gradient_clip: float | None = 1.0
     schedule: Literal["cosine", "constant"] = "cosine"
 
-    def build(self, module: nn.Module, steps: int) -> tuple[AdamW, LambdaLR]:
-        """Optimizer and schedule (to be stepped after every optimizer step) for a training of `steps` steps.
+    def check(self, steps: int) -> None:
+        """Raises: ValueError: the warm-up is longer than a training of `steps` steps."""
+        self._factor(steps)
+
+    def build(self, components: Mapping[str, nn.Module], steps: int) -> dict[str, Any]:
+        """AdamW and its schedule for a training of `steps` optimizer steps, for Lightning.
 
         Raises:
-            ValueError: warm-up is longer than the training, or as in `parameter_groups`.
+            ValueError: the warm-up is longer than the training, or as in `parameter_groups`.
         """
-        factor = WarmupCosine(self.warmup_steps, steps, decay=self.schedule == "cosine")
-        groups = parameter_groups(module, self.learning_rate, self.learning_rates, self.weight_decay)
-        optimizer = torch.optim.AdamW(groups, lr=self.learning_rate, betas=self.betas, eps=self.eps)
-        return optimizer, LambdaLR(optimizer, factor)
+        factor = self._factor(steps)
+        groups = parameter_groups(components, self.learning_rate, self.learning_rates, self.weight_decay)
+        optimizer = AdamW(groups, lr=self.learning_rate, betas=self.betas, eps=self.eps)
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": LambdaLR(optimizer, factor), "interval": "step", "name": "learning_rate"},
+        }
+
+    def _factor(self, steps: int) -> "WarmupCosine":
+        return WarmupCosine(self.warmup_steps, steps, decay=self.schedule == "cosine")
