@@ -18,15 +18,24 @@ MAX_PIXELS = 50_000_000
 MAX_SOUND_BYTES = 600_000
 MAX_SOUND_SECONDS = 12
 BARS = 48
+_KINDS = {"image": "image", "picture": "image", "text": "text", "caption": "text"} | dict.fromkeys(
+    ("audio", "speech", "sound", "music"), "audio"
+)
+"""What a modality's name says about how to show it."""
+
 _SILENCE: tuple[str, tuple[float, ...], float] = ("", (), 0.0)
 
 
 @dataclass(frozen=True)
 class Tile:
-    """One item, ready for the template; `missing` says what could not be shown."""
+    """One item, ready for the template; `missing` says what could not be shown.
+
+    `text` is what took part in the retrieval, `note` the caption of an item that took part as a picture or a sound.
+    """
 
     key: str
     text: str = ""
+    note: str = ""
     picture: str = ""
     sound: str = ""
     bars: tuple[float, ...] = ()
@@ -70,24 +79,29 @@ def gallery(run_dir: Path, examples: Sequence[Example], per_kind: int = 2, resul
 
 
 def _shown(run_dir: Path, example: Example, results: int) -> Shown:
-    tiles = [(tile(run_dir, r.item), r.score, r.relevant) for r in example.results[:results]]
-    return Shown(example.column, example.direction, example.rank, tile(run_dir, example.query), tiles)
+    source, _, target = example.direction.partition("->")
+    tiles = [(tile(run_dir, r.item, target), r.score, r.relevant) for r in example.results[:results]]
+    return Shown(example.column, example.direction, example.rank, tile(run_dir, example.query, source), tiles)
 
 
-def tile(run_dir: Path, item: Item) -> Tile:
-    """What can be shown of an item."""
+def tile(run_dir: Path, item: Item, modality: str = "") -> Tile:
+    """What can be shown of an item that took part as `modality`: of one that no kind is known of, everything."""
+    kind = next((kind for word, kind in _KINDS.items() if word in modality.lower()), "")
+    if kind and not getattr(item, kind):
+        kind = ""
     picture, missing = "", []
     sound, bars, seconds = _SILENCE
-    if item.image:
+    if item.image and kind in ("", "image"):
         path = media_path(run_dir, item.image, IMAGE_TYPES)
         picture = "" if path is None else thumbnail(path)
         missing += [] if picture else ["picture"]
-    if item.audio:
+    if item.audio and kind in ("", "audio"):
         path = media_path(run_dir, item.audio, AUDIO_TYPES)
         if path is not None:
             sound, bars, seconds = playable(path)
         missing += [] if sound else ["sound"]
-    return Tile(item.key, item.text, picture, sound, bars, seconds, " and ".join(missing))
+    text, note = (item.text, "") if kind in ("", "text") else ("", item.text)
+    return Tile(item.key, text, note, picture, sound, bars, seconds, " and ".join(missing))
 
 
 def thumbnail(path: Path) -> str:

@@ -37,7 +37,7 @@ class Cell:
     """One cell: what it shows, what it sorts by, a second line, and whether it is the best of its row or column."""
 
     text: str
-    sort: float | str
+    sort: float | int | str
     note: str = ""
     best: bool = False
 
@@ -281,13 +281,13 @@ def _amount(name: str, value: Any) -> str:
     if not finite(value):
         return "–"
     if "bytes" in name:
-        return _scaled(value, 1024, ("B", "KiB", "MiB", "GiB", "TiB"))
+        return _scaled(float(value), 1024, ("B", "KiB", "MiB", "GiB", "TiB"))
     if name.endswith("seconds"):
         if value < 100:
             return f"{value:.1f} s"
         minutes, seconds = divmod(round(value), 60)
         return f"{minutes // 60} h {minutes % 60:02d} min" if minutes > 99 else f"{minutes}:{seconds:02d} min"
-    return _scaled(value, 1000, ("", "k", "M", "G", "T", "P", "E"))
+    return _scaled(float(value), 1000, ("", "k", "M", "G", "T", "P", "E"))
 
 
 def _scaled(value: float, base: int, units: Sequence[str]) -> str:

@@ -22,7 +22,7 @@ LIGHT = {
     "series-2": "#069a72",
     "series-3": "#b5558f",
     "series-4": "#c48a04",
-    "series-5": "#4ba3dc",
+    "series-5": "#3a93d2",
     "series-6": "#6a4fb3",
     "series-7": "#6d7781",
 }
