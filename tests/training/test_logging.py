@@ -124,6 +124,7 @@ def test_offline_wandb_holds_everything(tmp_path: Path, monkeypatch: pytest.Monk
     log.log_rows([row, hole])
     log.log_examples(tmp_path, 7)
     log.log_figure("forgetting", heat_map([[0.5]], ["one"], ["scenes"], [True]), 7)
+    log.log_matrix([row, hole], 7)
     log.log_table("comparison", ["arm", "mean"], [["naive", 0.5]], 7)
     log.log_report(tmp_path / "report.html")
     log.close()
@@ -146,7 +147,7 @@ def test_offline_wandb_holds_everything(tmp_path: Path, monkeypatch: pytest.Monk
     (table,) = (media / "table").glob("examples*.json")
     written = json.loads(table.read_text())
     assert written["data"][0][:4] == ["scenes", "text->image", 2, "red"]
-    assert list((media / "images").glob("forgetting*.png"))
+    assert len(list((media / "images").glob("forgetting_*.png"))) == 2  # the figure, and the matrix of the rows
     members = [entry.path for a in artifacts if a.type == "run_table" for entry in a.manifest.contents]
     assert any(member.endswith(".png") for member in members)
     assert any(member.endswith(".flac") for member in members)
