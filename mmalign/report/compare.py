@@ -22,7 +22,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, stdev
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mmalign.evaluation.forgetting import (
     Matrix,
@@ -31,9 +31,12 @@ from mmalign.evaluation.forgetting import (
     retention_by_column,
     retention_percent,
 )
-from mmalign.report.forgetting_plots import Tradeoff, best_of
+from mmalign.report.forgetting_plots import Tradeoff, best_of, stability_plasticity
 from mmalign.report.matrix import mean_matrix, new_columns, old_columns, run_matrix
 from mmalign.report.run import Run
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 @dataclass(frozen=True)
@@ -127,6 +130,14 @@ def tradeoffs(comparison: Comparison) -> list[Tradeoff]:
             kept, new = (statistic([pair[i] for pair in found]) for i in (0, 1))
             points.append(Tradeoff(f"α={alpha:g}", kept.mean, new.mean, curve=f"{arm}, α sweep"))
     return points
+
+
+def tradeoff_figure(comparison: Comparison) -> "Figure | None":
+    """The stability-plasticity plot; None when no arm has both a new task and something old to keep."""
+    points = tradeoffs(comparison)
+    if not any(math.isfinite(point.retention) and math.isfinite(point.new_task) for point in points):
+        return None
+    return stability_plasticity(points, ", ".join(comparison.new), "seconds of training")
 
 
 def write_comparison(runs: Sequence[Path], out: Path, results: Path | None = None, command: str | None = None) -> None:

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from mmalign.report import sections
-from mmalign.report.compare import Comparison, compare, machine_line, tradeoffs
-from mmalign.report.forgetting_plots import best_of, matrix_heat_map, stability_plasticity
+from mmalign.report.compare import Comparison, compare, machine_line, tradeoff_figure
+from mmalign.report.forgetting_plots import best_of, matrix_heat_map
 from mmalign.report.gallery import gallery
 from mmalign.report.matrix import run_matrix
 from mmalign.report.plots import Curve, Interval, curves, intervals, modality_gap
@@ -91,7 +91,7 @@ def several_page(runs: Sequence[Run]) -> dict[str, Any]:
         "facts": _facts(runs),
         "cards": [],
         "comparison": sections.comparison_table(comparison),
-        "tradeoff": _tradeoff(comparison),
+        "tradeoff": tradeoff_figure(comparison),
         "scores": _scores(comparison.arms),
         "scores_of": f" of seed {firsts[0].seed}" if any(len(m) > 1 for m in comparison.arms.values()) else "",
         "metrics": sections.arms_table(comparison),
@@ -143,12 +143,6 @@ def _matrices(comparison: Comparison) -> list[tuple[str, Any]]:
     return [
         (arm, matrix_heat_map(matrix, [best[column] for column in matrix.columns])) for arm, matrix in every.items()
     ]
-
-
-def _tradeoff(comparison: Comparison) -> Any:
-    points = tradeoffs(comparison)
-    known = [p for p in points if math.isfinite(p.retention) and math.isfinite(p.new_task)]
-    return stability_plasticity(points, ", ".join(comparison.new), "seconds of training") if known else None
 
 
 def _scores(arms: dict[str, list[Run]]) -> Any:

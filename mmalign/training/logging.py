@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from lightning.pytorch.loggers import Logger, WandbLogger
     from matplotlib.figure import Figure
 
+    from mmalign.report.compare import Comparison
+
 
 class RunLoggers:
     """All loggers of one run; on ranks other than the first there are none, and every method does nothing.
@@ -87,6 +89,20 @@ class RunLoggers:
 
         if self.wandb is not None and any(row.main for row in rows):
             self.log_figure("forgetting_matrix", matrix_heat_map(matrix_from_rows(rows)), step)
+
+    def log_comparison(self, comparison: "Comparison", step: int = 0) -> None:
+        """Arms side by side: the summary as a table, a heat map an arm, the stability-plasticity plot."""
+        from mmalign.report.compare import tradeoff_figure
+        from mmalign.report.forgetting_plots import matrix_heat_map
+
+        if self.wandb is None:
+            return
+        rows = [[arm, metric, s.mean, s.std, s.n_seeds] for (arm, metric), s in comparison.summary.items()]
+        self.log_table("comparison", ["arm", "metric", "mean", "std", "n_seeds"], rows, step)
+        for arm, matrix in comparison.matrices.items():
+            self.log_figure(f"forgetting_matrix/{arm}", matrix_heat_map(matrix), step)
+        if (figure := tradeoff_figure(comparison)) is not None:
+            self.log_figure("stability_plasticity", figure, step)
 
     def log_report(self, path: Path) -> None:
         """The report as an artifact of type "report"."""

@@ -12,9 +12,11 @@ import pytest
 import soundfile
 from PIL import Image
 
-from mmalign.evaluation.table import Row
+from mmalign.evaluation.table import Row, write_rows
+from mmalign.report.compare import compare
 from mmalign.report.examples import Example, Item, Result, save_media, write_examples
 from mmalign.report.forgetting_plots import heat_map
+from mmalign.report.run import Run
 from mmalign.training.logging import LoggerSettings, make_loggers
 from mmalign.training.train_csv import TrainCsv
 
@@ -152,6 +154,39 @@ def test_offline_wandb_holds_everything(tmp_path: Path, monkeypatch: pytest.Monk
     assert any(member.endswith(".png") for member in members)
     assert any(member.endswith(".flac") for member in members)
     assert lines(tmp_path / "train.csv")[0]["loss"] == "0.25"
+
+
+def test_a_comparison_goes_to_wandb(tmp_path: Path) -> None:
+    for seed in (0, 1):
+        rows = [
+            Row(
+                "r",
+                stage,
+                index,
+                index,
+                column,
+                "d",
+                "test",
+                "image->text",
+                "R@1",
+                value,
+                main=True,
+                emergent=new,
+                seed=seed,
+            )
+            for index, stage in enumerate(("start", "one", "two"))
+            for column, value, new in (("a", 0.5, index < 1), ("b", 0.2 * index, index < 2))
+        ]
+        (tmp_path / str(seed)).mkdir()
+        write_rows(tmp_path / str(seed) / "metrics.jsonl", rows)
+        (tmp_path / str(seed) / "run.json").write_text('{"arm": "naive"}')
+    log = make_loggers(tmp_path, {}, LoggerSettings(mode="offline"))
+    log.log_comparison(compare([Run(tmp_path / "0"), Run(tmp_path / "1")]))
+    log.close()
+    values = history(offline_records(tmp_path))
+    assert values["comparison/ncols"] == [5]
+    assert values["forgetting_matrix/naive/_type"] == ["image-file"]
+    assert values["stability_plasticity/_type"] == ["image-file"]
 
 
 def test_resuming_keeps_the_run_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
