@@ -110,14 +110,17 @@ def describe() -> list[dict[str, str]]:
     """One row an asset: name, what it is, licence, size, where it is cached or "no", and the sources to try."""
     rows = []
     for asset in ASSETS.values():
-        stamp = _current(asset)
+        try:
+            cached = str(path(asset.name))
+        except FileNotFoundError:
+            cached = "no"
         rows.append(
             {
                 "name": asset.name,
                 "description": asset.description,
                 "licence": asset.licence,
                 "download": f"{asset.download_mb} MB",
-                "cached": str(path(asset.name)) if stamp else "no",
+                "cached": cached,
                 "sources": "; ".join(source.origin for source in asset.sources),
             }
         )

@@ -1,6 +1,7 @@
 """The cache: whole or not there, verified again cheaply, repaired when damaged."""
 
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -133,5 +134,8 @@ def test_the_commands_print_what_they_did(
     assert capsys.readouterr().out == f"toy: {cache / 'toy'}\n{cache / 'toy'}\n"
     commands.list_assets()
     assert f"cached:  {cache / 'toy'}" in capsys.readouterr().out
+    shutil.rmtree(cache / "toy")
+    commands.list_assets()
+    assert f"cached:  {cache / 'toy'}" not in capsys.readouterr().out
     with pytest.raises(ValueError, match="no asset toi"):
         commands.fetch([name, "toi"])
