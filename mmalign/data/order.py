@@ -83,7 +83,8 @@ class Mixture:
         self.names = list(weights)
         shares = np.array([weight / total for weight in weights.values()])
         exact = shares * positions
-        self.quotas = np.maximum(np.floor(exact).astype(np.int64), shares > 0)
+        drawn = np.array([weight > 0 for weight in weights.values()])
+        self.quotas = np.maximum(np.floor(exact).astype(np.int64), drawn)
         for i in np.argsort(self.quotas - exact, kind="stable")[: max(0, positions - int(self.quotas.sum()))]:
             self.quotas[i] += 1
         self.positions = int(self.quotas.sum())

@@ -217,4 +217,5 @@ def _check_end(read: Read, position: int, stop: int) -> None:
     chunk = 1 << 20
     for at in range(position, stop, chunk):
         if read(at, min(chunk, stop - at)).strip(b"\0"):
-            raise TarError("data after the archive's first closing zero block", position, certain=True)
+            # Two archives in one file, or a header that was wiped: whose members are lost is not known.
+            raise TarError("data after the archive's first closing zero block", position)

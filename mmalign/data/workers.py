@@ -2,13 +2,16 @@
 
 import os
 import signal
-from collections.abc import Iterator, Sequence
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, Dataset
 
 _SECONDS_AFTER_SIGTERM = 30
+_SECONDS_UNTIL_REAPED = 0.5
 
 
 def ordered(dataset: Dataset, items: Sequence[int], workers: int, prefetch: int = 2) -> Iterator[Any]:
@@ -30,17 +33,61 @@ def ordered(dataset: Dataset, items: Sequence[int], workers: int, prefetch: int 
         generator=torch.Generator().manual_seed(0),
     )
     iterator = iter(loader)
-    for number in range(len(items)):
+    _deaths.watch()
+    for item in items:
         try:
-            item = next(iterator)
-        except RuntimeError as error:
-            if "DataLoader worker (pid" not in str(error):
+            value = _deaths.during(lambda: next(iterator))
+        except Exception as error:
+            # A worker that dies while it hands something over shows as a broken connection, before its end is known.
+            if isinstance(error, EOFError | ConnectionError):
+                time.sleep(_SECONDS_UNTIL_REAPED)
+            if not any(process.exitcode for process in getattr(iterator, "_workers", ())):
                 raise
             raise RuntimeError(
-                f"a data worker was killed before item {items[number]}; the usual reason is memory: use fewer workers "
+                f"a data worker was killed before item {item} was there; the usual reason is memory: use fewer workers "
                 f"or a smaller batch, and see the system's log ({error})"
             ) from error
-        yield item
+        yield value
+
+
+class _Deaths:
+    """Makes torch report the death of a worker where its item is waited for, and nowhere else.
+
+    Torch raises it from a signal handler, at whatever line the training has reached; that line may be the one that
+    writes a checkpoint.
+    """
+
+    def __init__(self) -> None:
+        self.report: Callable[..., Any] | None = None
+        self.waiting = self.pending = False
+
+    def watch(self) -> None:
+        """Take the place of torch's handler, which it installs with the first worker."""
+        if threading.current_thread() is not threading.main_thread():
+            return
+        handler = signal.getsignal(signal.SIGCHLD)
+        if callable(handler) and handler != self.handle:
+            self.report = handler
+            signal.signal(signal.SIGCHLD, self.handle)
+
+    def handle(self, number: int, frame: Any) -> None:
+        if self.waiting and self.report is not None:
+            self.report(number, frame)
+        else:
+            self.pending = True
+
+    def during(self, wait: Callable[[], Any]) -> Any:
+        self.waiting = True
+        try:
+            if self.pending and self.report is not None:
+                self.pending = False
+                self.report(signal.SIGCHLD, None)
+            return wait()
+        finally:
+            self.waiting = False
+
+
+_deaths = _Deaths()
 
 
 def _unchanged(item: Any) -> Any:

@@ -61,7 +61,7 @@ def test_a_mixture_keeps_its_quotas(weights: list[float], seed: int) -> None:
         mine = owners == i
         # Draws from a data set are numbered without gap, over cycles too.
         np.testing.assert_array_equal(ranks[mine], np.arange(mine.sum()))
-        assert abs(mine.sum() / len(owners) - weight / sum(weights)) <= 1 / 4096
+        assert abs(mine.sum() / len(owners) - weight / sum(weights)) <= len(weights) / 8192
         assert mine.any() == (weight > 0)
         # Every stretch holds nearly its share.
         window = np.convolve(mine, np.ones(100), mode="valid")
