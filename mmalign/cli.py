@@ -124,7 +124,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if rest and not takes_rest:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     try:
-        return _COMMANDS[options.command](options, rest) or 0
+        return _COMMANDS[options.command](options, rest)
     except (ValueError, OSError, FloatingPointError, ImportError) as error:
         print(f"mmalign: {error}", file=sys.stderr)
         return 2
@@ -133,33 +133,44 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
 
 
-def _demo(options: argparse.Namespace, rest: list[str]) -> int | None:
+def _demo(options: argparse.Namespace, rest: list[str]) -> int:
     from mmalign.training.demo import run_demo
 
-    return run_demo(options.data, options.out)
+    run_demo(options.data, options.out)
+    return 0
 
 
-def _assets(options: argparse.Namespace, rest: list[str]) -> int | None:
+def _assets(options: argparse.Namespace, rest: list[str]) -> int:
     from mmalign.assets import commands
 
     if options.verb == "list":
-        return commands.list_assets()
-    return commands.fetch(options.names) if options.verb == "fetch" else commands.path(options.name)
+        commands.list_assets()
+    elif options.verb == "fetch":
+        commands.fetch(options.names)
+    else:
+        commands.path(options.name)
+    return 0
 
 
-def _data(options: argparse.Namespace, rest: list[str]) -> int | None:
+def _data(options: argparse.Namespace, rest: list[str]) -> int:
     from mmalign.data import commands
 
     if options.verb == "build":
         from mmalign.training.yaml_config import parse_overrides
 
-        return commands.build(options.source, options.out, **parse_overrides(rest))
-    if options.verb == "index":
-        return commands.index(options.directory, tolerate=options.tolerate)
-    return commands.check(options.directory) if options.verb == "check" else commands.card(options.directory)
+        print(commands.build(options.source, options.out, **parse_overrides(rest)))
+    elif options.verb == "index":
+        commands.index(options.directory, options.tolerate)
+    elif options.verb == "card":
+        print(commands.card(options.directory))
+    else:
+        faults = commands.check(options.directory)
+        print("".join(f"{fault}\n" for fault in faults) + f"{options.directory}: {len(faults)} faults")
+        return 1 if faults else 0
+    return 0
 
 
-def _train(options: argparse.Namespace, rest: list[str]) -> int | None:
+def _train(options: argparse.Namespace, rest: list[str]) -> int:
     from mmalign.training.yaml_config import parse_overrides, read_config
 
     raw = read_config(options.config, parse_overrides(rest), options.arm)
@@ -177,21 +188,21 @@ def _train(options: argparse.Namespace, rest: list[str]) -> int | None:
     return 0
 
 
-def _evaluate(options: argparse.Namespace, rest: list[str]) -> int | None:
+def _evaluate(options: argparse.Namespace, rest: list[str]) -> int:
     from mmalign.evaluation.commands import evaluate
 
     patterns = dict(entry.split("=", 1) for entry in options.modalities)
     return evaluate(options.checkpoint, options.data, options.split, patterns, options.gallery, options.out)
 
 
-def _report(options: argparse.Namespace, rest: list[str]) -> int | None:
+def _report(options: argparse.Namespace, rest: list[str]) -> int:
     from mmalign.report.commands import report
 
     print(report(options.runs, options.out))
     return 0
 
 
-def _compare(options: argparse.Namespace, rest: list[str]) -> int | None:
+def _compare(options: argparse.Namespace, rest: list[str]) -> int:
     from mmalign.training import compare
 
     if options.config is None:

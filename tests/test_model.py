@@ -7,7 +7,7 @@ from torch import nn
 from mmalign.batch import Batch, Tokens, Values
 from mmalign.encoders.base import Axis, Encoder, SeriesPreprocess
 from mmalign.fusion import ConcatMLP
-from mmalign.model import Aligner
+from mmalign.model import Aligner, bucketed
 
 
 class Series(Encoder):
@@ -77,3 +77,13 @@ def test_cached_features_equal_the_tower():
 def test_reserved_names():
     with pytest.raises(ValueError, match="fused"):
         Aligner({"fused": Series()})
+
+
+def test_length_buckets_change_nothing():
+    tower = Series().eval()
+    values = torch.randn(40, 12, 3)
+    mask = torch.arange(12) < torch.randint(0, 13, (40, 1))
+    plain, fast = tower(values, mask), bucketed(tower, values, mask, buckets=4)
+    torch.testing.assert_close(fast.pooled, plain.pooled)
+    torch.testing.assert_close(fast.sequence * fast.mask[..., None], (plain.sequence * plain.mask[..., None]))
+    assert torch.equal(fast.mask, plain.mask)

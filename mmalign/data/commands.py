@@ -48,11 +48,15 @@ def build(source: str | Source, out: Path | str, samples_per_shard: int = 1000, 
     return shards.build(source, out, samples_per_shard)
 
 
-def index(directory: Path | str) -> None:
-    """Index the tars of a directory, also such as others wrote, so that mmalign can read them."""
+def index(directory: Path | str, tolerate: bool = False) -> None:
+    """Index the tars of a directory, also such as others wrote, so that mmalign can read them.
+
+    Args:
+        tolerate: index the good samples of damaged tars, and record the others as faults.
+    """
     from mmalign.data.index import build_index
 
-    build_index(Path(directory))
+    build_index(Path(directory), tolerate=tolerate)
 
 
 def check(directory: Path | str) -> "list[Fault]":

@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from mmalign.data.config import ShardData
+from mmalign.data.precompute import open_or_build
 from mmalign.data.sample import DEFAULT_MEMBERS
 from mmalign.data.variants import VariantInfo, VariantLoader
 from mmalign.encoders.base import Encoder
@@ -112,10 +113,14 @@ def embed_modality(
     device = device_of(model)
     data = replace(data, modalities={modality: bound_modalities(model, data)[modality]})
     tower = tower_of(model, modality)
-    loader = VariantLoader(data, modality, tower.preprocess, batch_size, workers, name=dataset, rank=rank, world=world)
+    features = open_or_build(data, modality, tower, batch_size=batch_size) if modality in model.cached else None
+    loader = VariantLoader(
+        data, modality, tower.preprocess, batch_size, workers, name=dataset, features=features, rank=rank, world=world
+    )
     vectors, outputs, infos = [torch.zeros(0, model.dim)], [torch.zeros(0, tower.width)], []
     for values, batch_infos in loader:
-        output = model.encode(modality, values.to(device)).pooled
+        values = values.to(device)
+        output = model.encode(modality, values).pooled if values.features is None else values.features
         projected = model.project(modality, output)
         vectors.append(nn.functional.normalize(projected.float(), dim=-1).cpu())
         if pooled:

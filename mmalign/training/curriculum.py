@@ -9,14 +9,17 @@ import lightning as L
 import torch
 from torch import nn
 
+from mmalign.data.config import ShardData
 from mmalign.data.faults import QuarantineLog
+from mmalign.data.features import FeatureCache
 from mmalign.data.index import ShardSet
 from mmalign.data.loader import StageLoader
+from mmalign.data.precompute import open_or_build, weights_hash
 from mmalign.data.stream import Stream
 from mmalign.evaluation.base import Moment
 from mmalign.evaluation.run import evaluate_all
 from mmalign.evaluation.table import Row, read_rows, write_rows
-from mmalign.retention.base import Retention, StagePlan
+from mmalign.retention.base import Retention, StagePlan, preprocess_of
 from mmalign.training.callbacks import Checkpoints, Journal
 from mmalign.training.checkpoints import AtomicCheckpointIO, CheckpointFolder, load_checkpoint, save_atomically
 from mmalign.training.cost import CostMeter, StageCost
@@ -24,7 +27,7 @@ from mmalign.training.experiment import Experiment, Stage
 from mmalign.training.logging import RunLoggers
 from mmalign.training.module import AlignmentModule
 from mmalign.training.run_files import write_json
-from mmalign.training.trainable import describe_trainable, parameter_counts
+from mmalign.training.trainable import describe_trainable, parameter_counts, wanted_of
 
 
 class Curriculum:
@@ -55,6 +58,11 @@ class Curriculum:
         self.stage_facts: list[dict[str, Any]] = []
         self.device = torch.device("cpu")
         self.evaluated = False
+        experiment.model.cached = {
+            name
+            for name in experiment.cached
+            if all(wanted_of(stage.trainable, f"encoder.{name}") == "none" for stage in experiment.stages.values())
+        }
 
     def run(self, loggers: RunLoggers) -> list[Row]:
         """All stages that are not done yet, each followed by an evaluation of every column."""
@@ -199,7 +207,7 @@ class Curriculum:
                 flush=True,
             )
         for method in methods.values():
-            method.begin(plan, experiment.model, experiment.losses)
+            method.begin(plan, experiment.model, dict(experiment.losses))
         samples = sum(len(ShardSet.open(data.shards, data.split)) for data in plan.data.values())
         trainer, cost = self._trainer(plan, stage, experiment.max_fault_share * samples)
         stream = self._stream(plan, trainer.world_size, trainer.global_rank)
@@ -210,7 +218,7 @@ class Curriculum:
         self.device = trainer.strategy.root_device
         module.to(self.device)  # Lightning has taken it back to the CPU
         for method in reversed(methods.values()):
-            method.end(plan, experiment.model, experiment.losses)
+            method.end(plan, experiment.model, dict(experiment.losses))
         stored = sum(method.bytes_stored() for method in experiment.retention.values())
         self.costs.append(cost.result(name, time.perf_counter() - started, stored))
         counts = parameter_counts(experiment.model)
@@ -224,10 +232,9 @@ class Curriculum:
             raise ValueError(f"stages.{plan.name}: replay takes the whole batch")
         total = sum(data.weight for data in plan.data.values())
         sources = {name: (data, new_share * data.weight / total) for name, data in plan.data.items()} | plan.replay
-        encoders = self.experiment.model.encoders.items()
         return Stream(
             sources,
-            {name: encoder.preprocess for name, encoder in encoders},
+            preprocess_of(self.experiment.model),
             batch_size=plan.batch_size,
             seed=plan.seed,
             stage=plan.name,
@@ -235,7 +242,23 @@ class Curriculum:
             rank=rank,
             world=world,
             limits=self.experiment.limits,
+            features=self._features(plan, {name: data for name, (data, _) in sources.items()}),
         )
+
+    def _features(self, plan: StagePlan, sources: dict[str, ShardData]) -> dict[str, dict[str, FeatureCache]]:
+        """By data set and modality, the outputs of the towers that this stage leaves as they are."""
+        frozen = [m for m in self.experiment.cached if wanted_of(plan.trainable, f"encoder.{m}") == "none"]
+        towers = {name: self.experiment.model.tower(name) for name in frozen}
+        hashes = {name: weights_hash(tower) for name, tower in towers.items()}
+        limits = self.experiment.limits
+        return {
+            source: {
+                name: open_or_build(data, name, tower, hashes[name], limits)
+                for name, tower in towers.items()
+                if data.modalities is None or name in data.modalities
+            }
+            for source, data in sources.items()
+        }
 
     def _trainer(self, plan: StagePlan, stage: Stage, allowed_faults: float) -> tuple[L.Trainer, CostMeter]:
         runtime = self.experiment.runtime

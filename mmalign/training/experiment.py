@@ -102,6 +102,8 @@ class Experiment:
         evaluation: the columns of the forgetting matrix, by name; each runs before stage 1 and after every stage.
         retention: methods against forgetting, by name; they compose. Empty is the naive baseline.
         sources: by directory, the data sets that are built first where their directory does not exist.
+        cached: modalities whose tower's outputs are computed once and kept beside the shards, in every stage that does
+            not train the tower. Their inputs are then not augmented.
         arm: what is compared: runs of one arm differ in their seed only. `mmalign compare` sets it.
         seed: of everything that is random.
         initial_checkpoint: a checkpoint of an earlier run, whose model and losses this run starts from.
@@ -116,6 +118,7 @@ class Experiment:
     evaluation: dict[str, Evaluator]
     retention: dict[str, Retention] = field(default_factory=dict)
     sources: dict[str, Source] = field(default_factory=dict)
+    cached: list[str] = field(default_factory=list)
     arm: str = ""
     seed: int = 0
     initial_checkpoint: str | None = None
@@ -129,7 +132,12 @@ class Experiment:
             raise ValueError("stages: there must be at least one, and none may be called 'start'")
         for name, method in self.retention.items():
             method.name = name
+        for name in self.cached:
+            if name not in self.model.encoders:
+                raise ValueError(f"cached: {name!r} is none of the modalities {self.model.modalities}")
         for stage_name, stage in self.stages.items():
+            if not stage.losses:
+                raise ValueError(f"stages.{stage_name}.losses is empty")
             for kind, used, known in (
                 ("losses", stage.losses, self.losses),
                 ("retention", stage.retention or {}, self.retention),

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import lightning as L
 import torch
@@ -67,9 +67,10 @@ class AlignmentModule(L.LightningModule):
         return ddp_scale(total)
 
     def _loss(self, name: str, embeddings: Embeddings) -> Tensor:
+        loss = cast(Loss, self.losses[name])
         if self.plan.separate_replay and embeddings.replayed is not None:
-            return blockwise(self.losses[name], embeddings, embeddings.replayed.long())
-        return self.losses[name](embeddings)
+            return blockwise(loss, embeddings, embeddings.replayed.long())
+        return loss(embeddings)
 
     def _stop_unless_finite(self, total: Tensor, terms: dict[str, Tensor], batch: Batch) -> None:
         if torch.isfinite(total):
@@ -98,7 +99,7 @@ class AlignmentModule(L.LightningModule):
                 part.eval()
         return self
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> Any:
         parts = {**self.model.components(), **{f"loss.{name}": self.losses[name] for name in self.plan.losses}}
         return self.stage.optimization.build(parts, self.plan.steps)
 

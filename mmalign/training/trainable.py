@@ -1,5 +1,6 @@
 """Which parameters a stage trains, and the one line that says so."""
 
+from collections.abc import Mapping
 from fnmatch import fnmatchcase
 
 from torch import nn
@@ -8,7 +9,7 @@ from mmalign.encoders.base import Encoder
 from mmalign.model import Aligner
 
 
-def freeze_all_but(model: Aligner, trainable: dict[str, int | str]) -> None:
+def freeze_all_but(model: Aligner, trainable: Mapping[str, int | str]) -> None:
     """Set `requires_grad` of every parameter by component globs; the last glob that matches a component counts.
 
     Raises:
@@ -19,10 +20,7 @@ def freeze_all_but(model: Aligner, trainable: dict[str, int | str]) -> None:
         if not any(fnmatchcase(name, glob) for name in components):
             raise ValueError(f"trainable: {glob!r} matches none of the components {list(components)}")
     for name, component in components.items():
-        wanted: int | str = "all"
-        for glob, value in trainable.items():
-            if fnmatchcase(name, glob):
-                wanted = value
+        wanted = wanted_of(trainable, name)
         component.requires_grad_(wanted == "all")
         if isinstance(wanted, int):
             layers = component.layers() if isinstance(component, Encoder) else list(component.children())
@@ -30,6 +28,12 @@ def freeze_all_but(model: Aligner, trainable: dict[str, int | str]) -> None:
                 raise ValueError(f"trainable: {name} has {len(layers)} layers, not {wanted}")
             for layer in layers[len(layers) - wanted :]:
                 layer.requires_grad_(True)
+
+
+def wanted_of(trainable: Mapping[str, int | str], component: str) -> int | str:
+    """ "all", "none", or how many last layers of a component are trained: what the last glob that matches says."""
+    matching = [value for glob, value in trainable.items() if fnmatchcase(component, glob)]
+    return matching[-1] if matching else "all"
 
 
 def frozen_modules(model: Aligner) -> list[nn.Module]:

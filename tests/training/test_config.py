@@ -1,0 +1,77 @@
+"""A configuration is refused before anything is built, with the key that is wrong."""
+
+from pathlib import Path
+
+import pytest
+
+from mmalign.training.config import build_part, check_config
+from mmalign.training.yaml_config import ConfigError, differences, override, parse_overrides, read_config
+
+CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
+DEBUG = Path(__file__).parents[2] / "configs" / "debug.yaml"
+
+
+@pytest.mark.parametrize("file", CONFIGS, ids=lambda file: file.stem)
+def test_every_shipped_configuration_is_valid(file):
+    config = check_config(read_config(file))
+    assert check_config(config) == config  # complete: what is written into a run reads back as the same
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("modle", 1, "modle: unknown key; did you mean 'model'"),
+        ("stages.image_text.stepz", 3, "stages.image_text.stepz: unknown key; did you mean 'steps'"),
+        ("stages.image_text.steps", "many", "stages.image_text.steps: 'many' is not a valid"),
+        ("stages.image_text.data.scenes.spilt", "x", "stages.image_text.data.scenes.spilt: unknown key"),
+        ("stages.image_text.optimization.warmup_steps", 999, "stages.image_text: warm-up takes 999 steps"),
+        ("model.init_args.encoders.image.init_args.sise", 3, "encoders.image.init_args.sise: unknown key"),
+        ("model.init_args.encoders.image.class_path", "mmalign.encoders.ImageTim", "did you mean 'ImageTimm'"),
+        ("model.init_args.encoders.image.class_path", "mmalign.losses.InfoNCE", "is not a Encoder"),
+        ("losses.image_text.init_args.initial_temperature", "x", "init_args.initial_temperature: 'x' is not a valid"),
+        ("evaluation.scenes.init_args.gallery", "big", "evaluation.scenes.init_args.gallery: 'big'"),
+        ("runtime.precision", "int4", "runtime.precision: 'int4' is not a valid"),
+    ],
+)
+def test_a_mistake_is_named(key, value, message):
+    with pytest.raises(ConfigError) as error:
+        check_config(read_config(DEBUG, {key: value}))
+    assert message in str(error.value)
+
+
+def test_a_missing_key_is_named():
+    config = read_config(DEBUG)
+    del config["losses"]["image_text"]["init_args"]["b"]
+    with pytest.raises(ConfigError, match="losses.image_text.init_args.b: is missing"):
+        check_config(config)
+
+
+def test_a_checkpoint_may_not_name_any_class():
+    config = read_config(DEBUG, {"model.init_args.encoders.image.class_path": "subprocess.Popen"})
+    with pytest.raises(ConfigError, match=r"subprocess.Popen.*outside of mmalign"):
+        check_config(config, trusted_only=True)
+
+
+def test_overrides():
+    assert parse_overrides(["--a.b", "3", "c=[1, 2]", "--d=x"]) == {"a.b": 3, "c": [1, 2], "d": "x"}
+    with pytest.raises(ConfigError, match="the value is missing"):
+        parse_overrides(["--a"])
+    config = {"a": {"x.y": {"b": 1}}, "n": None}
+    assert override(config, {"a.x.y.b": 2, "n.k": 3}) == {"a": {"x.y": {"b": 2}}, "n": {"k": 3}}
+    assert config == {"a": {"x.y": {"b": 1}}, "n": None}
+    with pytest.raises(ConfigError, match="'b' is no mapping"):
+        override({"a": {"b": 1}}, {"a.b.c": 2})
+
+
+def test_differences_are_dotted_keys():
+    assert differences({"a": {"b": 1, "c": 2}}, {"a": {"b": 1, "c": 3}, "d": 4}) == ["a.c", "d"]
+
+
+def test_a_part_is_built_with_its_defaults():
+    from mmalign.losses import InfoNCE
+    from mmalign.losses.base import Loss
+
+    config = check_config(read_config(DEBUG))
+    loss = build_part(config["losses"]["image_text"], Loss)
+    assert isinstance(loss, InfoNCE)
+    assert loss.pair == ("image", "text")
