@@ -20,6 +20,8 @@ class EMA(Retention):
     Stored: one copy of the trained weights, in memory and in the checkpoints within a stage; nothing between stages.
     Cost: one pass over the trained weights a step.
 
+    List it after LoRA, whose additions it then averages.
+
     Papers: Polyak and Juditsky 1992, "Acceleration of Stochastic Approximation by Averaging", SIAM J. Control Optim.
     30(4); against forgetting, as the weight ensemble of Zheng et al. 2023, "Preventing Zero-Shot Transfer Degradation
     in Continual Learning of Vision-Language Models", ICCV.
@@ -53,6 +55,11 @@ class EMA(Retention):
         decay = min(self.decay, (1 + self.step) / (10 + self.step))
         for name, parameter in model.named_parameters():
             if parameter.requires_grad:
+                if name not in self.average:
+                    raise ValueError(
+                        f"retention.{self.name or 'ema'}: {name!r} came after the average began; "
+                        "a method that replaces layers (LoRA) must be listed before this one"
+                    )
                 kept = self.average[name].to(parameter.device)
                 self.average[name] = kept.lerp_(parameter.detach(), 1 - decay)
 

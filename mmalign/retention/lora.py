@@ -20,7 +20,8 @@ class LoRA(Retention):
     Cost: a few percent of a tower's parameters are trained, with so much less memory for gradients and optimizer; the
     forward pass takes two thin matrix products more for each layer.
 
-    List it after EMA or WiSE if these should work on the merged weights: the first method encloses the others.
+    List it after WiSE and EWC, which then work on the merged weights (the first method listed encloses the others),
+    and before EMA, which then averages A and B.
 
     Papers: Hu et al. 2022, "LoRA: Low-Rank Adaptation of Large Language Models", ICLR; that it forgets less: Biderman
     et al. 2024, "LoRA Learns Less and Forgets Less", TMLR.

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from mmalign.batch import Batch, Embeddings
 from mmalign.data.config import ShardData
+from mmalign.encoders.text_causal import CausalLanguageModel
 from mmalign.losses.next_token import NextToken
 from mmalign.model import Aligner
 from mmalign.retention.base import Retention, StagePlan
@@ -15,8 +16,8 @@ class TextReplay(Retention):
     """Mixes plain text into every stage, the first one too, and goes on training next-token prediction on it.
 
     Loss: weight · Σ nll / Σ tokens over the language rows of the global batch, for every causal text tower. A tower
-    without a language-model head gets no loss here: combine this with `Distill`, which holds such towers to what they
-    were, on these rows. Contrastive losses pass over the rows, because they have one modality only.
+    without a language-model head gets no loss here: combine this with TowerDistillation, which holds such towers to
+    what they were, on these rows. Contrastive losses pass over the rows, because they have one modality only.
 
     Stored: nothing; the text is a shard directory that the user names. It must be disjoint from the text that
     evaluation reads.
@@ -56,7 +57,9 @@ class TextReplay(Retention):
     def prepare(self, plan: StagePlan, model: Aligner) -> None:
         plan.replay[f"{self.name or 'text'}.text"] = (self.text, self.share)
         self._losses = {
-            name: NextToken(name) for name, encoder in model.encoders.items() if hasattr(encoder, "likelihood")
+            name: NextToken(name)
+            for name, encoder in model.encoders.items()
+            if isinstance(encoder, CausalLanguageModel)
         }
 
     def penalty(self, model: Aligner, batch: Batch, embeddings: Embeddings) -> dict[str, Tensor]:

@@ -19,6 +19,7 @@ from mmalign.data.sample import RawSample
 from mmalign.data.shards import write_shards
 from mmalign.data.stream import Stream
 from mmalign.encoders.base import Axis, Encoder, SeriesPreprocess
+from mmalign.encoders.text_causal import CausalLanguageModel
 from mmalign.losses import InfoNCE, blockwise
 from mmalign.model import Aligner
 from mmalign.retention import Retention, StagePlan
@@ -40,10 +41,10 @@ class TinyTower(Encoder):
         return Tokens.mean_pooled(self.second(torch.tanh(self.first(values))), mask)
 
 
-class SpeakingTower(TinyTower):
+class SpeakingTower(TinyTower, CausalLanguageModel):
     """Also says how likely a text is; here, how well half of a series predicts its mean."""
 
-    def likelihood(self, tokens: Tokens, values: Tensor, mask: Tensor | None) -> Tensor:
+    def likelihood(self, tokens: Tokens, values: Tensor, mask: Tensor) -> Tensor:
         nll = (tokens.pooled[:, :CHANNELS] - values.mean(1)).square().sum(1)
         return torch.stack([nll, torch.full_like(nll, float(values.shape[1]))], dim=1)
 
@@ -108,7 +109,7 @@ class Workshop:
         return [first, second]
 
     def stream(self, plan: StagePlan, model: Aligner) -> Stream:
-        new = 1 - sum(share for _, share in plan.replay.values())
+        new = 1.0 - sum(share for _, share in plan.replay.values())
         total = sum(data.weight for data in plan.data.values())
         sources = {name: (data, new * data.weight / total) for name, data in plan.data.items()} | plan.replay
         return Stream(sources, preprocess_of(model), plan.batch_size, plan.seed, plan.name, plan.steps)
