@@ -66,6 +66,11 @@ class Retention:
 
     name: str = ""
 
+    @property
+    def acts_at_once(self) -> bool:
+        """Whether the first stage, which has no past, is another one with this method than without it."""
+        return True
+
     def prepare(self, plan: StagePlan, model: Aligner) -> None:
         """Change the plan: add replay, freeze components, keep losses of the past active."""
 

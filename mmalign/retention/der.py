@@ -63,6 +63,10 @@ class DER(Retention):
     def _name(self) -> str:
         return self.name or "der"
 
+    @property
+    def acts_at_once(self) -> bool:
+        return False
+
     def prepare(self, plan: StagePlan, model: Aligner) -> None:
         self.replay.name = self._name
         self.replay.prepare(plan, model)

@@ -32,6 +32,10 @@ class Joint(Retention):
         """
         self.shares = shares
 
+    @property
+    def acts_at_once(self) -> bool:
+        return False
+
     def prepare(self, plan: StagePlan, model: Aligner) -> None:
         stages = [*plan.past, plan]
         weighted: dict[str, ShardData] = {}

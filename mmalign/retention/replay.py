@@ -81,6 +81,10 @@ class Replay(Retention):
         self.memory = Memory(capacity, capacity_bytes, policy)
         self.text = None if text is None else TextReplay(text, text_share, text_weight)
 
+    @property
+    def acts_at_once(self) -> bool:
+        return self.text is not None
+
     def prepare(self, plan: StagePlan, model: Aligner) -> None:
         if self.text is not None:
             self.text.name = self._name

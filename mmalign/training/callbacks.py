@@ -73,7 +73,7 @@ class Journal(L.Callback):
             values: dict[str, Any] = {"stage": module.plan.name, "stage_step": trainer.global_step}
             values |= {name: float(term) for name, term in module.terms.items()}
             values |= {
-                f"logit_scale/{name}": loss.logit_scale.detach().item()  # type: ignore[operator,union-attr]
+                f"logit_scale/{name}": loss.logit_scale.detach().item()  # type: ignore[operator]
                 for name, loss in module.losses.items()
                 if name in module.plan.losses and hasattr(loss, "logit_scale")
             }

@@ -1,5 +1,6 @@
 """Arms and seeds: train what is missing, then lay the runs side by side."""
 
+import json
 import os
 import subprocess
 import sys
@@ -11,7 +12,8 @@ from typing import Any
 import yaml
 
 from mmalign.evaluation.table import read_rows, write_rows
-from mmalign.training.config import check_config
+from mmalign.retention.base import Retention
+from mmalign.training.config import build_part, check_config
 from mmalign.training.run_files import write_text
 from mmalign.training.yaml_config import ConfigError, differences, load_yaml, read_config
 
@@ -29,8 +31,7 @@ class Arms:
     def train_missing(self, out: Path, jobs: int) -> list[Path]:
         """Train every run that is not finished, `jobs` at a time, each in a process of its own; returns the runs.
 
-        Runs of one seed that do the same up to some stage do it once: a stage whose `retention` is empty is the same in
-        every arm that changes nothing else before it.
+        Runs of one seed that do the same up to some stage do it once (see shared_stages).
 
         Raises:
             RuntimeError: a run failed; names its folder. The finished ones stay.
@@ -40,20 +41,26 @@ class Arms:
         for key in self.configs:
             seeds.setdefault(key[1], []).append(key)
 
-        def first_of(keys: list[tuple[str, int]]) -> None:
-            self._train(directories[keys[0]], keys[0], jobs)
+        # the arm that shares its first stages with most others goes first
+        leaders = {seed: max(keys, key=lambda key: self._followers(key, keys)) for seed, keys in seeds.items()}
+
+        def first_of(leader: tuple[str, int]) -> None:
+            self._train(directories[leader], leader, jobs)
 
         def rest_of(key: tuple[str, int]) -> None:
-            leader = seeds[key[1]][0]
+            leader = leaders[key[1]]
             shared = shared_stages(self.configs[leader], self.configs[key])
             if shared and not (directories[key] / "config.yaml").exists():
                 adopt(directories[leader], directories[key], self.configs[key], shared)
             self._train(directories[key], key, jobs)
 
         with ThreadPoolExecutor(max(1, jobs)) as pool:
-            list(pool.map(first_of, seeds.values()))
-            list(pool.map(rest_of, [key for keys in seeds.values() for key in keys[1:]]))
+            list(pool.map(first_of, leaders.values()))
+            list(pool.map(rest_of, [key for key in self.configs if key not in leaders.values()]))
         return list(directories.values())
+
+    def _followers(self, leader: tuple[str, int], keys: list[tuple[str, int]]) -> int:
+        return sum(shared_stages(self.configs[leader], self.configs[key]) for key in keys)
 
     def _train(self, directory: Path, key: tuple[str, int], jobs: int) -> None:
         if (directory / "report.html").exists():
@@ -92,18 +99,37 @@ def read_arms(file: Path, overrides: dict[str, Any], names: list[str] | None = N
     return Arms(configs)
 
 
-def shared_stages(one: dict[str, Any], other: dict[str, Any]) -> int:
-    """How many first stages two configurations do alike: no retention method is active, and nothing else differs."""
-    differing = differences(one, other)
+def shared_stages(leader: dict[str, Any], follower: dict[str, Any]) -> int:
+    """How many first stages two configurations do alike, so that the follower can start from the leader's run.
+
+    Nothing but retention may differ in them. A stage is done alike when neither has active methods. The first stage is
+    also when no method of the leader acts before there is a past (see Retention.acts_at_once), and the follower has
+    none that the leader lacks, whose state at the end of the stage would be missing.
+    """
+    differing = differences(leader, follower)
     if any(key.split(".")[0] not in ("arm", "name", "retention", "stages") for key in differing):
         return 0
-    count = 0
-    for name in one["stages"]:
-        same = not any(key.startswith(f"stages.{name}.") or key == f"stages.{name}" for key in differing)
-        if not same or one["stages"][name]["retention"] != {}:
-            break
-        count += 1
-    return count
+    for count, name in enumerate(leader["stages"]):
+        others = [key for key in differing if f"{key}.".startswith(f"stages.{name}.")]
+        if any(not f"{key}.".startswith(f"stages.{name}.retention.") for key in others):
+            return count
+        leading, following = _active(leader, name), _active(follower, name)
+        idle = count == 0 and following.items() <= leading.items() and not any(map(_acts_at_once, leading.values()))
+        if (leading or following) and not idle:
+            return count
+    return len(leader["stages"])
+
+
+def _active(config: dict[str, Any], stage: str) -> dict[str, str]:
+    """The methods of a stage by name, as JSON."""
+    wanted = config["stages"][stage]["retention"]
+    methods = {name: json.dumps(method, sort_keys=True) for name, method in config["retention"].items()}
+    return methods if wanted is None else {name: f"{weight}{methods[name]}" for name, weight in wanted.items()}
+
+
+def _acts_at_once(method: str) -> bool:
+    built: Retention = build_part(json.loads(method[method.index("{") :]), Retention)
+    return built.acts_at_once
 
 
 def adopt(source: Path, target: Path, config: dict[str, Any], stages: int) -> None:

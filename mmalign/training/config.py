@@ -87,7 +87,12 @@ def _plain(value: Any) -> Any:
     return value if value is None or isinstance(value, str | int | float | bool) else str(value)
 
 
-def _class_of(class_path: Any, path: str, trusted_only: bool) -> type:
+def class_of(class_path: Any, path: str = "", trusted_only: bool = False) -> Any:
+    """The class at a dotted path.
+
+    Raises:
+        ConfigError: there is none, or it may not be named; `path` is the key that names it.
+    """
     if not isinstance(class_path, str) or "." not in class_path:
         raise ConfigError(f"{path}.class_path: {class_path!r} is not the dotted path of a class")
     module_name, _, name = class_path.rpartition(".")
@@ -144,7 +149,7 @@ def _children(value: Any, hint: Any, path: str, trusted_only: bool, raising: boo
                 for key in value:
                     if key not in ("class_path", "init_args"):
                         raise ConfigError(f"{here}{key}: beside class_path there is only init_args")
-                owner = _class_of(value["class_path"], path, trusted_only)
+                owner = class_of(value["class_path"], path, trusted_only)
                 if not issubclass(owner, option):
                     raise ConfigError(f"{path}.class_path: {value['class_path']!r} is not a {option.__name__}")
                 given, where = value.get("init_args") or {}, f"{here}init_args."
