@@ -1,0 +1,114 @@
+"""A run that is interrupted goes on exactly; see also scripts/crash_test, which does the same with many more kills."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from mmalign.evaluation.table import read_rows
+from mmalign.training.config import check_config
+from mmalign.training.run import train
+from mmalign.training.yaml_config import ConfigError, read_config
+
+ROOT = Path(__file__).parents[2]
+QUICK = {
+    "stages.image_text.steps": 6,
+    "stages.audio_text.steps": 6,
+    "stages.image_text.optimization.warmup_steps": 2,
+    "stages.audio_text.optimization.warmup_steps": 2,
+    "runtime.checkpoint_every_steps": 4,
+    "runtime.workers": 0,
+    "runtime.threads": 1,
+    "runtime.progress_bar": False,
+    "logging.mode": "disabled",
+}
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory):
+    """A folder where debug.yaml's data are built once."""
+    folder = tmp_path_factory.mktemp("resume")
+    before = Path.cwd()
+    os.chdir(folder)
+    yield folder
+    os.chdir(before)
+
+
+def quick(**overrides):
+    return check_config(read_config(ROOT / "configs" / "debug.yaml", QUICK | overrides))
+
+
+def test_kills_leave_no_trace(workplace):
+    command = [sys.executable, str(ROOT / "scripts" / "crash_test"), "--kills", "5", "--steps", "8"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "5 kills" in done.stdout
+
+
+def test_sigterm_saves_and_exits(workplace):
+    out = workplace / "terminated"
+    settings = QUICK | {"stages.image_text.steps": 2000, "runtime.checkpoint_every_steps": 5000}
+    overrides = [
+        f"--{key}={str(value).lower() if isinstance(value, bool) else value}" for key, value in settings.items()
+    ]
+    command = [sys.executable, "-m", "mmalign", "train", "--config", str(ROOT / "configs" / "debug.yaml")]
+    process = subprocess.Popen([*command, "--out", str(out), *overrides])
+    while process.poll() is None and not (out / "train.csv").exists():
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=60) == 143
+    (saved,) = (out / "checkpoints").glob("stage-01-step-*.ckpt")
+    content = torch.load(saved, weights_only=True)
+    assert content["global_step"] == content["mmalign"]["stage_step"] > 0
+
+
+def test_resume_starts_goes_on_and_refuses(workplace):
+    out = workplace / "run"
+    train(quick(), out, resume=True)  # nothing to resume: starts
+    rows = read_rows(out / "metrics.jsonl")
+    assert {row.stage for row in rows} == {"start", "image_text", "audio_text"}
+    train(quick(), out, resume=True)  # nothing to do
+    assert read_rows(out / "metrics.jsonl") == rows
+    with pytest.raises(ConfigError, match="holds a run already"):
+        train(quick(), out)
+    with pytest.raises(ConfigError, match=r"other values of stages\.image_text\.optimization\.learning_rate"):
+        train(quick(**{"stages.image_text.optimization.learning_rate": 0.5}), out, resume=True)
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_checkpoint(workplace, monkeypatch):
+    from mmalign.losses import InfoNCE
+
+    out, plain = workplace / "nan", InfoNCE.forward
+    calls = []
+
+    def poisoned(self, embeddings):
+        calls.append(1)
+        return plain(self, embeddings) * (float("nan") if len(calls) == 6 else 1.0)
+
+    monkeypatch.setattr(InfoNCE, "forward", poisoned)
+    with pytest.raises(
+        FloatingPointError, match=r"'image_text', step 6: image_text is not finite; the batch held scenes/"
+    ):
+        train(quick(), out)
+    (saved,) = (out / "checkpoints").glob("stage-01-step-*.ckpt")
+    state = torch.load(saved, weights_only=True)["state_dict"]
+    assert all(torch.isfinite(tensor).all() for tensor in state.values() if tensor.is_floating_point())
+    monkeypatch.undo()
+    train(quick(), out, resume=True)
+    assert any(row.stage == "audio_text" for row in read_rows(out / "metrics.jsonl"))
+
+
+def test_a_memory_survives(workplace):
+    """The samples that a memory has seen are counted once, however often the run was interrupted."""
+    train(quick(), workplace / "whole")
+    train(
+        quick(**{"stages.audio_text.steps": 1, "stages.audio_text.optimization.warmup_steps": 0}), workplace / "short"
+    )
+    first = torch.load(workplace / "whole" / "checkpoints" / "stage-01.ckpt", weights_only=True)["mmalign"]["retention"]
+    again = torch.load(workplace / "short" / "checkpoints" / "stage-01.ckpt", weights_only=True)["mmalign"]["retention"]
+    assert first == again
