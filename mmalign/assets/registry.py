@@ -94,7 +94,7 @@ _ALL = (
     Asset(
         name="tuxpaint-stamps",
         description="Tux Paint stamps: pictures, captions and spoken captions in many languages, sound effects",
-        licence="GPL-2.0",
+        licence="GPL-2.0-or-later",
         download_mb=161,
         sources=(
             DebianPackage(
@@ -110,7 +110,7 @@ _ALL = (
     Asset(
         name="openclipart-png",
         description="Open Clip Art: 8,121 pictures",
-        licence="public domain",
+        licence="CC-PDDC (public domain)",
         download_mb=131,
         sources=(
             DebianPackage(
@@ -126,7 +126,7 @@ _ALL = (
     Asset(
         name="openclipart-svg",
         description="Open Clip Art: the drawings whose metadata hold title and tags",
-        licence="public domain",
+        licence="CC-PDDC (public domain)",
         download_mb=25,
         sources=(
             DebianPackage(
@@ -142,7 +142,7 @@ _ALL = (
     Asset(
         name="espeak-ng",
         description="eSpeak NG library and voices for over 100 languages: speaks captions (synthetic speech)",
-        licence="GPL-3.0",
+        licence="GPL-3.0-or-later",
         download_mb=10,
         sources=(
             # The wheel differs by platform; the phoneme data do not.
