@@ -2,9 +2,8 @@
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,27 +13,14 @@ from torch import Tensor
 from mmalign.batch import Batch, Embeddings
 from mmalign.data.config import ShardData
 from mmalign.data.index import ShardSet
-from mmalign.data.sample import RawSample
 from mmalign.data.scan import key_hash
 from mmalign.model import Aligner
 from mmalign.retention import ranks
 from mmalign.retention.base import StagePlan
+from mmalign.retention.generation import copy_samples, directory_bytes, remove_generations
 from mmalign.retention.policies import ENTRY, Policy, Uniform
 from mmalign.retention.pool import Pool
-from mmalign.retention.store import (
-    SPLIT,
-    Budget,
-    Origin,
-    Reader,
-    directory_bytes,
-    patterns_of,
-    remove_generations,
-    sample_hash,
-    stored_key,
-    tar_bytes,
-    write_generation,
-    written_hash,
-)
+from mmalign.retention.store import SPLIT, Budget, Origin, sample_hash
 
 
 @dataclass
@@ -134,13 +120,13 @@ class Memory:
         for name, values in batch.modalities.items():
             bits |= values.present.cpu().numpy().astype(np.int64) << self._modalities.index(name)
         rows = np.flatnonzero(~skipped)
+        split = [batch.keys[row].partition("/") for row in rows.tolist()]
+        sources = [self._number[name] for name, _, _ in split]
+        named = [(self.sources[source].sha256, key) for source, (_, _, key) in zip(sources, split, strict=True)]
         entries = np.zeros(len(rows), ENTRY)
-        for place, row in enumerate(rows.tolist()):
-            source_name, _, key = batch.keys[row].partition("/")
-            source = self._number[source_name]
-            entries["hash"][place] = sample_hash(plan.seed, self.sources[source].sha256, key)
-            entries["key"][place] = key_hash(key)
-            entries["source"][place] = source
+        entries["hash"] = np.array([sample_hash(plan.seed, sha256, key) for sha256, key in named], np.uint64)
+        entries["key"] = np.array([key_hash(key) for _, key in named], np.uint64)
+        entries["source"] = sources
         entries["stage"], entries["step"], entries["modalities"] = plan.index, self.steps, bits[rows]
         return rows, entries
 
@@ -149,49 +135,21 @@ class Memory:
     def commit(self, plan: StagePlan, model: Aligner) -> None:
         """Choose, copy, and make the new generation the current one."""
         assert self._folder is not None
-        chosen = None
-        if ranks.rank() == 0:
-            chosen = self._write(plan, model, self._folder / f"after-{plan.index:02d}")
-        hashes, keys, self.parts = ranks.from_first(chosen)
-        self.pool.keep(hashes)
-        self.pool.entries["key"] = keys
-        self.generation = plan.index
-
-    def _write(self, plan: StagePlan, model: Aligner, target: Path) -> tuple[np.ndarray, np.ndarray, list[Part]]:
-        """Write the generation; returns hashes, new keys (both sorted by hash) and parts of what fits the budget."""
         entries = self.pool.entries
         origins = self._origins(plan)
-        readers = {
-            place: Reader(
-                origin,
-                patterns_of(model, origin.modalities),
-                entries["key"][(entries["stage"] == place[0]) & (entries["source"] == place[1])],
-            )
-            for place, origin in origins.items()
-        }
-        budget = Budget(self.capacity_bytes)
-        fits = np.zeros(len(entries), bool)
-        keys = entries["key"].copy()
-        for i in self.pool.order().tolist():
-            hashed, key, stage, source = (entries[name][i].item() for name in ("hash", "key", "stage", "source"))
-            sample = readers[stage, source].read(key)
-            if not budget.take(origins[stage, source].directory, tar_bytes(sample)):
-                break  # and not the next one that fits: that would prefer small samples
-            fits[i], keys[i] = True, written_hash(sample, hashed)
-
-        def samples(stage: int, source: int) -> Iterator[RawSample]:
-            for i in np.flatnonzero(fits & (entries["stage"] == stage) & (entries["source"] == source)).tolist():
-                sample = readers[stage, source].read(entries["key"][i].item())
-                key = stored_key(sample, entries["hash"][i].item())
-                yield RawSample(key, sample.members)
-
-        kept = {(stage, source) for stage, source in entries[["stage", "source"]][fits].tolist()}
-        writers: dict[str, Callable[[], Iterator[RawSample]]] = {
-            origins[place].directory: partial(samples, *place) for place in sorted(kept)
-        }
-        write_generation(target, writers)
-        parts = [Part(*place, origins[place].directory, origins[place].modalities) for place in sorted(kept)]
-        return entries["hash"][fits], keys[fits], parts
+        done = None
+        if ranks.rank() == 0:
+            target = self._folder / f"after-{plan.index:02d}"
+            done = copy_samples(entries, self.pool.order(), origins, model, Budget(self.capacity_bytes), target)
+        fits, keys = ranks.from_first(done)
+        kept = sorted({(stage, source) for stage, source in entries[["stage", "source"]][fits].tolist()})
+        self.parts = [
+            Part(stage, source, origins[stage, source].directory, origins[stage, source].modalities)
+            for stage, source in kept
+        ]
+        self.pool.keep(entries["hash"][fits])
+        self.pool.entries["key"] = keys[fits]
+        self.generation = plan.index
 
     def _origins(self, plan: StagePlan) -> dict[tuple[int, int], Origin]:
         """By (stage, source): the folder of the last generation, or the shards that this stage read."""

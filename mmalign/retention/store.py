@@ -1,21 +1,17 @@
-"""A memory on disk: samples as they stood in their shards, in tars of their own, with an index."""
+"""The samples of a memory: who they are, where they are read, and what they take on disk."""
 
 import hashlib
-import os
 import re
-import shutil
-from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from mmalign.data.faults import SampleError
-from mmalign.data.index import ShardSet, build_index
+from mmalign.data.index import ShardSet
 from mmalign.data.sample import DEFAULT_MEMBERS, RawSample
 from mmalign.data.scan import ENTRY as INDEX_ENTRY
 from mmalign.data.scan import key_hash
-from mmalign.data.shards import write_shards
 from mmalign.data.tar import BLOCK, padded
 from mmalign.model import Aligner
 from mmalign.retention.base import preprocess_of
@@ -130,48 +126,6 @@ def _file_bytes(content: int) -> int:
     return -(-(content + 2 * BLOCK) // _TAR_RECORD_BYTES) * _TAR_RECORD_BYTES
 
 
-def write_generation(target: Path, parts: Mapping[str, Callable[[], Iterable[RawSample]]]) -> None:
-    """Write all parts of a memory below `target`, which appears when all of it is complete and on disk.
-
-    What an interrupted attempt left behind is replaced; as content follows from state and data alone, that changes
-    nothing that was complete.
-    """
-    temporary = target.with_name(f".{target.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    try:
-        for name, samples in parts.items():
-            write_shards(temporary / name, SPLIT, samples(), SAMPLES_PER_SHARD)
-            build_index(temporary / name)
-        _sync(temporary)
-        shutil.rmtree(target, ignore_errors=True)
-        os.replace(temporary, target)
-        _sync(target.parent)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-def remove_generations(folder: Path, before: int) -> None:
-    """Delete the generations of stages before `before`, and what an interrupted attempt left."""
-    for path in folder.glob("after-*"):
-        if path.name.removeprefix("after-").isdigit() and int(path.name.removeprefix("after-")) < before:
-            shutil.rmtree(path)
-    for path in folder.glob(".after-*.tmp"):
-        shutil.rmtree(path)
-
-
-def directory_bytes(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-
-
 def written_hash(sample: RawSample, hashed: int) -> int:
     """How the index of the memory will call the sample."""
     return key_hash(stored_key(sample, hashed))
-
-
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -18,8 +18,9 @@ from mmalign.data.stream import Stream
 from mmalign.model import Aligner
 from mmalign.retention import BalancedByStage, HardestK, Policy, Replay, Ring, StagePlan, Uniform
 from mmalign.retention.base import preprocess_of
+from mmalign.retention.generation import directory_bytes
 from mmalign.retention.memory import Memory
-from mmalign.retention.store import SAMPLES_PER_SHARD, Budget, directory_bytes, sample_hash, tar_bytes
+from mmalign.retention.store import SAMPLES_PER_SHARD, Budget, sample_hash, tar_bytes
 
 
 def watch_stage(
