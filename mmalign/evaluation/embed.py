@@ -12,8 +12,7 @@ from mmalign.data.config import ShardData
 from mmalign.data.precompute import open_or_build
 from mmalign.data.sample import DEFAULT_MEMBERS
 from mmalign.data.variants import VariantInfo, VariantLoader
-from mmalign.encoders.base import Encoder
-from mmalign.evaluation.ranks import gather_objects, rank_and_world
+from mmalign.evaluation.ranks import first_rank_first, gather_objects, rank_and_world
 
 if TYPE_CHECKING:
     from mmalign.model import Aligner
@@ -74,13 +73,6 @@ class Embedded:
         return self.select(mask)
 
 
-def tower_of(model: "Aligner", modality: str) -> Encoder:
-    """The encoder of a modality, with its type: a ModuleDict knows only modules."""
-    tower = model.encoders[modality]
-    assert isinstance(tower, Encoder)
-    return tower
-
-
 def device_of(module: nn.Module) -> torch.device:
     return next(module.parameters()).device
 
@@ -88,7 +80,7 @@ def device_of(module: nn.Module) -> torch.device:
 def bound_modalities(model: "Aligner", data: ShardData) -> dict[str, str]:
     """Modality -> members, of those that the model has."""
     if data.modalities is None:
-        return {name: DEFAULT_MEMBERS[tower_of(model, name).preprocess.kind] for name in model.encoders}
+        return {name: DEFAULT_MEMBERS[model.tower(name).preprocess.kind] for name in model.encoders}
     return {name: members for name, members in data.modalities.items() if name in model.encoders}
 
 
@@ -112,8 +104,10 @@ def embed_modality(
     rank, world = rank_and_world()
     device = device_of(model)
     data = replace(data, modalities={modality: bound_modalities(model, data)[modality]})
-    tower = tower_of(model, modality)
-    features = open_or_build(data, modality, tower, batch_size=batch_size) if modality in model.cached else None
+    tower = model.tower(modality)
+    features = None
+    if modality in model.cached:
+        features = first_rank_first(lambda: open_or_build(data, modality, tower, batch_size=batch_size))
     loader = VariantLoader(
         data, modality, tower.preprocess, batch_size, workers, name=dataset, features=features, rank=rank, world=world
     )

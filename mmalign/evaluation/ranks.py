@@ -1,5 +1,6 @@
 """The work of an evaluation over several processes: each does its share, all get everything."""
 
+from collections.abc import Callable
 from typing import TypeVar
 
 import torch.distributed as dist
@@ -22,3 +23,11 @@ def gather_objects(part: Part) -> list[Part]:
     parts: list[Part | None] = [None] * world
     dist.all_gather_object(parts, part)
     return parts  # type: ignore[return-value]
+
+
+def first_rank_first(make: Callable[[], Part]) -> Part:
+    """`make()` on rank 0, then on the others: for files that the first call writes and the others find."""
+    rank, _ = rank_and_world()
+    made = [make()] if rank == 0 else []
+    gather_objects(None)
+    return made[0] if made else make()

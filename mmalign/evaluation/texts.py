@@ -17,7 +17,7 @@ from mmalign.data.sample import DEFAULT_MEMBERS
 from mmalign.data.select import group_of, variants_in
 from mmalign.data.shardset import ShardSet
 from mmalign.evaluation.cloze_items import cloze_items
-from mmalign.evaluation.embed import device_of, tower_of
+from mmalign.evaluation.embed import device_of
 from mmalign.evaluation.minimal_pairs import minimal_pairs
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ def embed_texts(
     model: "Aligner", modality: str, texts: list[str], batch_size: int = 64
 ) -> tuple[Float[Tensor, "texts width"], Float[Tensor, "texts dim"]]:
     """(the tower's pooled outputs, unit vectors in the shared space), on the CPU in float32."""
-    device, preprocess = device_of(model), tower_of(model, modality).preprocess
+    device, preprocess = device_of(model), model.tower(modality).preprocess
     pooled, vectors = [], []
     for start in range(0, len(texts), batch_size):
         rows: list[Tensor | None] = [preprocess.prepare(text, None) for text in texts[start : start + batch_size]]

@@ -26,10 +26,10 @@ def test_median_of_a_mixture_equals_simulation() -> None:
     counts = torch.tensor([1, 1, 5, 40, 0])
     ranks = []
     for n in counts[:4].tolist():
-        order = torch.rand(20000, 500, generator=generator).argsort(1)
+        order = torch.rand(4000, 500, generator=generator).argsort(1)
         ranks.append((order[:, :n]).amin(1) + 1)
     simulated = float(torch.cat(ranks).double().median())
-    assert chance.median_best_rank(counts, 500) == pytest.approx(simulated, rel=0.03)
+    assert chance.median_best_rank(counts, 500) == pytest.approx(simulated, rel=0.06)
     assert chance.median_best_rank(torch.tensor([1]), 9) == 5
     assert math.isnan(chance.median_best_rank(torch.tensor([0]), 9))
 
