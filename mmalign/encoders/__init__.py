@@ -7,6 +7,7 @@ from mmalign.encoders.base import Axis, Encoder, Preprocess, SeriesPreprocess
 from mmalign.encoders.image import ImagePreprocess, ImageTimm
 from mmalign.encoders.image_open_clip import ImageOpenClip
 from mmalign.encoders.mel import LogMel, MelSettings
+from mmalign.encoders.text_byte_patches import TextBytePatches
 from mmalign.encoders.text_bytes import TextBytes
 from mmalign.encoders.text_causal import CausalLanguageModel, TextPreprocess
 from mmalign.encoders.text_hf import TextCausalHF, TextHF
@@ -27,6 +28,7 @@ __all__ = [
     "MelSettings",
     "Preprocess",
     "SeriesPreprocess",
+    "TextBytePatches",
     "TextBytes",
     "TextCausalHF",
     "TextHF",

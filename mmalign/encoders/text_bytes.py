@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from mmalign.batch import Tokens
@@ -23,6 +23,20 @@ class BytePreprocess(CausalTextPreprocess):
 
     def encode_whole(self, text: str) -> list[int]:
         return [START, *text.encode("utf-8")]
+
+
+def to_front(
+    values: Int[Tensor, "batch length"], mask: Bool[Tensor, "batch length"]
+) -> tuple[Int[Tensor, "batch length"], Bool[Tensor, "batch length"], Int[Tensor, "batch length"] | None]:
+    """Move padding behind the real tokens, so that rows are the same however they were padded.
+
+    Returns:
+        (values, mask, where each position went; None if nothing had to move)
+    """
+    if not (mask[:, 1:] & ~mask[:, :-1]).any():
+        return values, mask, None
+    order = (~mask).int().argsort(dim=1, stable=True)
+    return values.gather(1, order), mask.gather(1, order), order.argsort(1)
 
 
 class TextBytes(CausalLanguageModel):
@@ -54,14 +68,10 @@ class TextBytes(CausalLanguageModel):
     def forward(self, values: Tensor, mask: Bool[Tensor, "batch length"] | None = None) -> Tokens:
         if mask is None:
             mask = torch.ones_like(values, dtype=torch.bool)
-        if (mask[:, 1:] & ~mask[:, :-1]).any():
-            # Padding before real tokens: moved behind them, so that rows are the same however they were padded.
-            order = (~mask).int().argsort(dim=1, stable=True)
-            sequence = self.transformer(self.embedding(values.gather(1, order)))
-            back = order.argsort(1).unsqueeze(-1).expand_as(sequence)
-            sequence = sequence.gather(1, back)
-        else:
-            sequence = self.transformer(self.embedding(values))
+        ids, _, back = to_front(values, mask)
+        sequence = self.transformer(self.embedding(ids))
+        if back is not None:
+            sequence = sequence.gather(1, back.unsqueeze(-1).expand_as(sequence))
         return Tokens(sequence, mask, pool_last(sequence, mask))
 
     def logits(self, sequence: Float[Tensor, "*positions width"]) -> Float[Tensor, "*positions vocabulary"]:

@@ -75,7 +75,8 @@ def scoring_windows(ids: list[int], size: int) -> Iterator[tuple[list[int], int]
 class CausalLanguageModel(Encoder):
     """A text tower that predicts each token from those before it.
 
-    `Tokens.sequence` holds the vectors that the language-model head reads, `pooled` the one at the last real token.
+    `Tokens.sequence` holds the vectors that the language-model head reads; `pooled` is one that has seen all tokens.
+
     Attributes:
         end_id: the id that `preprocess` appends to mark the end, or None. It is part of what the tower pools, but it is
             never scored: likelihoods are those of the text itself.

@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mmalign.encoders.text_byte_patches import TextBytePatches
 from mmalign.encoders.text_bytes import END, START, TextBytes
 from mmalign.encoders.text_causal import scoring_windows
 from mmalign.encoders.text_hf import TextCausalHF
@@ -14,11 +15,12 @@ from mmalign.encoders.text_hf import TextCausalHF
 TEXTS = ["a", "the small red circle", "the big circle is left of the green square", "", "thé été"]
 
 
-@pytest.fixture(params=["bytes", "llama", "gpt2", "llama with end"])
+@pytest.fixture(params=["bytes", "byte patches", "llama", "gpt2", "llama with end"])
 def tower(request, hf_folder):
     torch.manual_seed(0)
-    if request.param == "bytes":
-        encoder = TextBytes(width=16, depth=2, heads=2, max_length=64)
+    if request.param.startswith("byte"):
+        own = {"bytes": TextBytes, "byte patches": TextBytePatches}[request.param]
+        encoder = own(width=16, depth=2, heads=2, max_length=64)
         torch.nn.init.normal_(encoder.embedding.weight)
         return encoder.eval()
     name, *end = request.param.split(" with ")
@@ -56,8 +58,9 @@ def test_padding_on_either_side_gives_the_same(tower):
         right_tokens, left_tokens = tower(values, mask), tower(left, left_mask)
     torch.testing.assert_close(right_tokens.pooled, left_tokens.pooled, atol=1e-5, rtol=0)
     torch.testing.assert_close(right_tokens.sequence[mask], left_tokens.sequence[left_mask], atol=1e-5, rtol=0)
-    last = right_tokens.sequence[torch.arange(len(TEXTS)), mask.sum(1) - 1]
-    assert torch.equal(right_tokens.pooled, last)
+    if not isinstance(tower, TextBytePatches):
+        last = right_tokens.sequence[torch.arange(len(TEXTS)), mask.sum(1) - 1]
+        assert torch.equal(right_tokens.pooled, last)
     with torch.no_grad():
         nats = [tower.likelihood(*arguments) for arguments in
                 [(right_tokens, values, mask), (left_tokens, left, left_mask)]]  # fmt: skip
@@ -100,12 +103,13 @@ def test_no_predicted_token_is_no_likelihood_and_no_gradient(tower):
 
 def test_the_head_stays_tied_and_is_no_second_parameter(tower):
     names = [name for name, _ in tower.named_parameters()]
-    head = tower.embedding if isinstance(tower, TextBytes) else tower.lm.get_input_embeddings()
+    head = tower.embedding if isinstance(tower, TextBytes | TextBytePatches) else tower.lm.get_input_embeddings()
     assert not [name for name in names if "lm_head" in name]
-    before = tower.logits(torch.ones(1, tower.width))
+    probe = torch.linspace(-1, 1, tower.width)[None]
+    before = tower.logits(probe)
     with torch.no_grad():
         head.weight.mul_(2)
-    torch.testing.assert_close(tower.logits(torch.ones(1, tower.width)), before * 2, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(tower.logits(probe), before * 2, atol=1e-4, rtol=1e-4)
     in_layers = {id(p) for layer in tower.layers() for p in layer.parameters()}
     assert in_layers == {id(p) for p in tower.parameters()}
     assert len(tower.layers()) == 3
@@ -146,9 +150,10 @@ def test_bytes_tokens_are_the_bytes(text):
     assert bytes(preprocess.encode_whole(text)[1:]) == text.encode()
 
 
-def test_byte_model_sees_no_future():
+@pytest.mark.parametrize("own", [TextBytes, TextBytePatches])
+def test_byte_models_see_no_future(own):
     torch.manual_seed(0)
-    encoder = TextBytes(width=16, depth=2, heads=2).eval()
+    encoder = own(width=16, depth=2, heads=2).eval()
     one, other = (torch.tensor(encoder.preprocess.encode(text))[None] for text in ("the cat sat", "the cat ran"))
     with torch.no_grad():
         difference = (encoder(one).sequence - encoder(other).sequence).abs().amax(2)[0]
@@ -156,9 +161,10 @@ def test_byte_model_sees_no_future():
     assert difference[9] > 1e-4
 
 
-def test_byte_model_learns_a_text():
+@pytest.mark.parametrize("own", [TextBytes, TextBytePatches])
+def test_byte_models_learn_a_text(own):
     torch.manual_seed(0)
-    encoder = TextBytes(width=32, depth=1, heads=2, max_length=64)
+    encoder = own(width=32, depth=1, heads=2, max_length=64)
     values, mask = collated(encoder, ["the cat sat on the mat", "the dog ran to the park"])
     optimizer = torch.optim.AdamW(encoder.parameters(), lr=0.01)
     for _ in range(60):
