@@ -17,6 +17,30 @@ def keyed_hash(*parts: str | int, bits: int = 64) -> int:
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little") >> (64 - bits)
 
 
+class KeyedGenerator:
+    """Random numbers that depend on a key and on nothing drawn before.
+
+    One generator whose state is set anew for each key, since making a generator costs more than reading many a sample.
+    """
+
+    def __init__(self) -> None:
+        self._bits = np.random.PCG64(0)
+        self._generator = np.random.Generator(self._bits)
+
+    def at(self, *parts: str | int) -> np.random.Generator:
+        """The generator of this key; valid until the next call."""
+        digest = hashlib.blake2b(json.dumps(parts).encode(), digest_size=32).digest()
+        state = int.from_bytes(digest[:16], "little")
+        increment = int.from_bytes(digest[16:], "little") | 1  # odd, as PCG64 demands
+        self._bits.state = {
+            "bit_generator": "PCG64",
+            "state": {"state": state, "inc": increment},
+            "has_uint32": 0,
+            "uinteger": 0,
+        }
+        return self._generator
+
+
 @lru_cache(maxsize=64)
 def _round_keys(*key: str | int) -> tuple[int, ...]:
     digest = hashlib.shake_128(json.dumps(key).encode()).digest(8 * _ROUNDS)

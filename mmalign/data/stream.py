@@ -15,7 +15,7 @@ from mmalign.data.collate import collate, collate_features, prepare
 from mmalign.data.config import ShardData
 from mmalign.data.faults import Limits, SampleError
 from mmalign.data.features import FeatureCache
-from mmalign.data.order import Mixture, keyed_hash, permute
+from mmalign.data.order import KeyedGenerator, Mixture, keyed_hash, permute
 from mmalign.data.select import variants_in
 from mmalign.encoders.base import Preprocess
 
@@ -78,6 +78,7 @@ class Stream(Dataset):
         self.features = {name: dict(caches) for name, caches in (features or {}).items()}
         self.weights = {name: weight for name, (_, weight) in sources.items()}
         self._data = [BoundData.open(name, data, preprocess, self.limits) for name, (data, _) in sources.items()]
+        self._generator = KeyedGenerator()
         self._mixture = Mixture(self.weights, seed, stage)
         self._modalities = [m for m in self.preprocess if any(m in data.patterns for data in self._data)]
         self._check_features()
@@ -163,9 +164,7 @@ class Stream(Dataset):
             variants = variants_in(sample, pattern, self.limits)
             if not variants:
                 continue
-            # Two 64-bit halves seed it; PCG64 spreads them over its state.
-            seeds = [keyed_hash(self.seed, self.stage, epoch, row.key, modality, half) for half in (0, 1)]
-            generator = np.random.Generator(np.random.PCG64(seeds))
+            generator = self._generator.at(self.seed, self.stage, epoch, row.key, modality)
             picked = int(generator.integers(len(variants)))
             if (cache := self.features.get(data.name, {}).get(modality)) is not None:
                 row.values[modality] = cache.row(index, picked)

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mmalign.data.order import Mixture, keyed_hash, permute
+from mmalign.data.order import KeyedGenerator, Mixture, keyed_hash, permute
 
 
 @given(st.integers(1, 3000), st.integers())
@@ -51,6 +51,17 @@ def test_hashes_tell_their_parts_apart() -> None:
     assert len(set(hashes)) == len(hashes)
     assert keyed_hash("a", 1) == 4402816434243395361
     assert all(keyed_hash("x", i, bits=63) < 2**63 for i in range(100))
+
+
+def test_a_keyed_generator_forgets_what_was_drawn() -> None:
+    generator = KeyedGenerator()
+    first = generator.at(0, "a").random(5).tolist()
+    generator.at(0, "b").integers(7, dtype=np.uint32)  # leaves half of a 64-bit number behind
+    assert generator.at(0, "a").random(5).tolist() == first
+    # Uniform over keys: chi-squared over 20 bins, 19 degrees of freedom, far tail.
+    draws = [generator.at(0, f"key{i}").random() for i in range(10_000)]
+    observed = np.histogram(draws, bins=20, range=(0, 1))[0]
+    assert ((observed - 500) ** 2 / 500).sum() < 50
 
 
 @given(st.lists(st.floats(0, 10), min_size=1, max_size=5).filter(lambda w: sum(w) > 0.01), st.integers(0, 99))
