@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from mmalign.batch import Batch, Embeddings
 from mmalign.data.config import ShardData
-from mmalign.model import Aligner
+from mmalign.model import FUSED, Aligner
 from mmalign.retention.base import Retention, StagePlan
 from mmalign.retention.similarity import distance, pair_divergence, zero
 
@@ -132,11 +132,13 @@ class LwF(_Distillation):
         for flags in (batch.replayed, batch.language):
             if flags is not None:
                 new = new & ~flags
-        known = {name: values for name, values in batch.modalities.items() if name in self._modalities}
+        # a fused vector is that of other modalities, too, and says nothing about what it was
+        modalities = [name for name in self._modalities if name != FUSED]
+        known = {name: values for name, values in batch.modalities.items() if name in modalities}
         if not known:
             return {f"{self.name or 'lwf'}.vectors": zero(embeddings)}
         old = self._teach(replace(batch, modalities=known), new)
-        value = distance(embeddings, old, self._modalities)
+        value = distance(embeddings, old, modalities)
         return {f"{self.name or 'lwf'}.vectors": self.weight * value}
 
 

@@ -11,14 +11,12 @@ import numpy as np
 from mmalign.data.index import build_index
 from mmalign.data.sample import RawSample
 from mmalign.data.shards import write_shards
-from mmalign.model import Aligner
 from mmalign.retention.store import (
     SAMPLES_PER_SHARD,
     SPLIT,
     Budget,
     Origin,
     Reader,
-    patterns_of,
     stored_key,
     tar_bytes,
     written_hash,
@@ -29,7 +27,7 @@ Place = tuple[int, int]
 
 
 def copy_samples(
-    entries: np.ndarray, order: np.ndarray, origins: dict[Place, Origin], model: Aligner, budget: Budget, target: Path
+    entries: np.ndarray, order: np.ndarray, origins: dict[Place, Origin], budget: Budget, target: Path
 ) -> tuple[np.ndarray, np.ndarray]:
     """Write what fits the budget below `target`.
 
@@ -45,10 +43,7 @@ def copy_samples(
         ValueError: a sample cannot be read.
     """
     places = [(stage, source) for stage, source in entries[["stage", "source"]].tolist()]
-    readers = {
-        place: Reader(origin, patterns_of(model, origin.modalities), entries["key"][_at(entries, place)])
-        for place, origin in origins.items()
-    }
+    readers = {place: Reader(origin, entries["key"][_at(entries, place)]) for place, origin in origins.items()}
     fits = np.zeros(len(entries), bool)
     keys = entries["key"].copy()
     for i in order.tolist():

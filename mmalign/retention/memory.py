@@ -1,5 +1,6 @@
 """The replay memory: which samples of the stream are kept, and where they lie."""
 
+import json
 import re
 from collections import Counter
 from collections.abc import Mapping
@@ -20,25 +21,33 @@ from mmalign.retention.base import StagePlan
 from mmalign.retention.generation import copy_samples, directory_bytes, remove_generations
 from mmalign.retention.policies import ENTRY, Policy, Uniform
 from mmalign.retention.pool import Pool
-from mmalign.retention.store import SPLIT, Budget, Origin, sample_hash
+from mmalign.retention.store import SPLIT, Budget, Origin, modalities_of, sample_hash
 
 
 @dataclass
 class Source:
-    """A data set that samples came from: its name in the configuration, and the hash of its shards."""
+    """A data set that samples came from: its name in the configuration, its shards' hash, and the modalities read.
+
+    The same shards read as pictures with captions and as sounds with captions are two sources.
+    """
 
     name: str
     sha256: str
+    modalities: dict[str, str]
+
+    @property
+    def identity(self) -> str:
+        """What stands for the data set in the hashes of its samples."""
+        return f"{self.sha256}/{json.dumps(self.modalities, sort_keys=True)}"
 
 
 @dataclass
 class Part:
-    """The samples of one stage and one source: they read the same modalities and lie in one folder of the memory."""
+    """The samples of one stage and one source, which lie in one folder of the memory."""
 
     stage: int
     source: int
     directory: str
-    modalities: dict[str, str] | None
 
 
 class Memory:
@@ -71,6 +80,7 @@ class Memory:
         self.steps = 0
         self.seen: Counter[str] = Counter()
         self._number: dict[str, int] = {}
+        self._identities: list[str] = []
         self._modalities: list[str] = []
         self._folder: Path | None = None
 
@@ -80,10 +90,11 @@ class Memory:
         self._modalities = sorted(model.modalities)
         self._number = {}
         for name, data in plan.data.items():
-            source = Source(name, ShardSet.open(data.shards, data.split).sha256)
+            source = Source(name, ShardSet.open(data.shards, data.split).sha256, modalities_of(model, data.modalities))
             if source not in self.sources:
                 self.sources.append(source)
             self._number[name] = self.sources.index(source)
+        self._identities = [source.identity for source in self.sources]
         if ranks.rank() == 0 and folder.exists():
             remove_generations(folder, self.generation)
 
@@ -122,9 +133,9 @@ class Memory:
         rows = np.flatnonzero(~skipped)
         split = [batch.keys[row].partition("/") for row in rows.tolist()]
         sources = [self._number[name] for name, _, _ in split]
-        named = [(self.sources[source].sha256, key) for source, (_, _, key) in zip(sources, split, strict=True)]
+        named = [(self._identities[source], key) for source, (_, _, key) in zip(sources, split, strict=True)]
         entries = np.zeros(len(rows), ENTRY)
-        entries["hash"] = np.array([sample_hash(plan.seed, sha256, key) for sha256, key in named], np.uint64)
+        entries["hash"] = np.array([sample_hash(plan.seed, identity, key) for identity, key in named], np.uint64)
         entries["key"] = np.array([key_hash(key) for _, key in named], np.uint64)
         entries["source"] = sources
         entries["stage"], entries["step"], entries["modalities"] = plan.index, self.steps, bits[rows]
@@ -140,13 +151,10 @@ class Memory:
         done = None
         if ranks.rank() == 0:
             target = self._folder / f"after-{plan.index:02d}"
-            done = copy_samples(entries, self.pool.order(), origins, model, Budget(self.capacity_bytes), target)
+            done = copy_samples(entries, self.pool.order(), origins, Budget(self.capacity_bytes), target)
         fits, keys = ranks.from_first(done)
         kept = sorted({(stage, source) for stage, source in entries[["stage", "source"]][fits].tolist()})
-        self.parts = [
-            Part(stage, source, origins[stage, source].directory, origins[stage, source].modalities)
-            for stage, source in kept
-        ]
+        self.parts = [Part(stage, source, origins[stage, source].directory) for stage, source in kept]
         self.pool.keep(entries["hash"][fits])
         self.pool.entries["key"] = keys[fits]
         self.generation = plan.index
@@ -156,12 +164,14 @@ class Memory:
         origins = {}
         for part in self.parts:
             folder = self._part_folder(part)
-            origins[part.stage, part.source] = Origin(part.directory, folder, SPLIT, part.modalities)
+            modalities = self.sources[part.source].modalities
+            origins[part.stage, part.source] = Origin(part.directory, folder, SPLIT, modalities)
         for name, data in plan.data.items():
             place = plan.index, self._number[name]
             if place not in origins:
                 directory = f"stage-{place[0]:02d}-data-{place[1]:02d}-" + re.sub(r"\W+", "-", name)
-                origins[place] = Origin(directory, Path(data.shards), data.split, data.modalities)
+                modalities = self.sources[place[1]].modalities
+                origins[place] = Origin(directory, Path(data.shards), data.split, modalities)
         return origins
 
     def _part_folder(self, part: Part, folder: Path | None = None) -> Path:
@@ -184,7 +194,7 @@ class Memory:
             if not here.is_dir():
                 raise FileNotFoundError(f"{here}: the replay memory that belongs to this run's checkpoint is gone")
             count = int(((entries["stage"] == part.stage) & (entries["source"] == part.source)).sum())
-            data = ShardData(str(here), SPLIT, part.modalities, replayed=True)
+            data = ShardData(str(here), SPLIT, dict(self.sources[part.source].modalities), replayed=True)
             found[part.directory] = data, count
         return found
 

@@ -50,10 +50,10 @@ class Policy:
 class Uniform(Policy):
     """Every sample of the stream is in the memory with the same probability: the k smallest hashes stay.
 
-    The hash depends on the seed, the data set and the key alone. So the choice does not depend on the order of the
-    stream, on how often a sample came, or on the number of workers or ranks; and it needs no generator and no count,
-    unlike a reservoir (Vitter 1985, "Random sampling with a reservoir"), of which it is the order-free form: bottom-k
-    sampling (Cohen and Kaplan 2007, "Summarizing data using bottom-k sketches", PODC).
+    The hash depends on the seed, the data set, the modalities read of it, and the key alone. So the choice does not
+    depend on the order of the stream, on how often a sample came, or on the number of workers or ranks; and it needs
+    no generator and no count, unlike a reservoir (Vitter 1985, "Random sampling with a reservoir"), of which it is the
+    order-free form: bottom-k sampling (Cohen and Kaplan 2007, "Summarizing data using bottom-k sketches", PODC).
     """
 
     def order(self, entries: np.ndarray) -> np.ndarray:

@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import torch
 from torch import distributed
 
 
@@ -30,14 +29,6 @@ def from_first(value: Any) -> Any:
     values = [value]
     distributed.broadcast_object_list(values, src=0)
     return values[0]
-
-
-def sum_over_ranks(count: torch.Tensor) -> torch.Tensor:
-    """The sum of a tensor that needs no gradient."""
-    total = count.detach().clone()
-    if world_size() > 1:
-        distributed.all_reduce(total)
-    return total
 
 
 def _connected() -> bool:

@@ -24,9 +24,9 @@ _INDEX_BYTES_PER_SHARD = 256
 _PLAIN_KEY = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,39}")
 
 
-def sample_hash(seed: int, data_sha256: str, key: str) -> int:
+def sample_hash(seed: int, data_identity: str, key: str) -> int:
     """A sample's identity and its priority in every memory of a run: a keyed hash of its data set and its key."""
-    text = f"{data_sha256}/{key}".encode()
+    text = f"{data_identity}/{key}".encode()
     digest = hashlib.blake2b(text, digest_size=8, key=f"memory/{seed}".encode()).digest()
     return int.from_bytes(digest, "little")
 
@@ -38,25 +38,23 @@ class Origin:
     Attributes:
         directory: name of the part's folder within a memory.
         shards, split: where its samples lie now.
-        modalities: as in ShardData.
+        modalities: the members that stand for each modality.
     """
 
     directory: str
     shards: Path
     split: str
-    modalities: dict[str, str] | None
+    modalities: dict[str, str]
 
 
 class Reader:
     """Reads samples of one origin by the hashes of their keys.
 
-    Args:
-        patterns: the members to keep; others are left behind, the json stays.
+    Members that no modality reads are left behind; the json stays.
     """
 
-    def __init__(self, origin: Origin, patterns: list[str], wanted: np.ndarray) -> None:
+    def __init__(self, origin: Origin, wanted: np.ndarray) -> None:
         self.origin = origin
-        self.patterns = patterns
         self.shards = ShardSet.open(origin.shards, origin.split)
         positions = np.flatnonzero(np.isin(self.shards.keys, wanted))
         self._position = dict(zip(self.shards.keys[positions].tolist(), positions.tolist(), strict=True))
@@ -69,7 +67,7 @@ class Reader:
         """
         try:
             sample = self.shards.read(self._position[hashed_key])
-            used = {variant.name for pattern in self.patterns for variant in sample.variants(pattern)}
+            used = {variant.name for pattern in self.origin.modalities.values() for variant in sample.variants(pattern)}
         except (KeyError, SampleError, ValueError) as error:
             raise ValueError(
                 f"{self.origin.shards}: sample #{hashed_key:016x}, which the memory chose, cannot be read: {error}"
@@ -78,11 +76,11 @@ class Reader:
         return replace(sample, members=members or sample.members)
 
 
-def patterns_of(model: Aligner, modalities: dict[str, str] | None) -> list[str]:
-    """The member patterns that a data set's modalities read; None stands for every encoder's own default."""
+def modalities_of(model: Aligner, modalities: dict[str, str] | None) -> dict[str, str]:
+    """The members that a data set's modalities read; None stands for every encoder's own default."""
     if modalities is not None:
-        return list(modalities.values())
-    return [DEFAULT_MEMBERS[preprocess.kind] for preprocess in preprocess_of(model).values()]
+        return dict(modalities)
+    return {name: DEFAULT_MEMBERS[preprocess.kind] for name, preprocess in preprocess_of(model).items()}
 
 
 def stored_key(sample: RawSample, hashed: int) -> str:

@@ -73,8 +73,9 @@ def test_the_smallest_hashes_of_what_was_seen_are_on_disk(workshop) -> None:
     memory = Memory(10, 2**30)
     watch_stage(memory, plan, model)
     memory.commit(plan, model)
-    sha256 = ShardSet.open(plan.data["ab"].shards, "train").sha256
-    hashes = sorted((sample_hash(plan.seed, sha256, f"s{i:04d}"), f"s{i:04d}") for i in range(24))
+    [source] = memory.sources
+    assert source.sha256 == ShardSet.open(plan.data["ab"].shards, "train").sha256
+    hashes = sorted((sample_hash(plan.seed, source.identity, f"s{i:04d}"), f"s{i:04d}") for i in range(24))
     assert keys(memory, plan) == {f"stage-01-data-00-ab/{key}" for _, key in hashes[:10]}
     assert memory.seen == {"one": 32}
 
@@ -119,6 +120,27 @@ def test_two_stages_share_the_places_and_the_old_part_is_rewritten(workshop) -> 
     third.index, third.name = 3, "three"
     memory.begin(third, model, folder)
     assert [path.name for path in folder.iterdir()] == ["after-02"]
+
+
+def test_the_same_shards_read_as_other_modalities_are_other_samples(workshop) -> None:
+    """Stage 2 aligns other parts of the samples of stage 1: both alignments need their memory."""
+    plans, model = workshop.plans(steps=3), workshop.model("abc")
+    both = workshop.data("abc", 24, "abc", 3)
+    for plan, modalities in zip(plans, ("ab", "bc"), strict=True):
+        plan.data = {"all": ShardData(both.shards, modalities={m: f"{m}.npy" for m in modalities})}
+    memory = Memory(12, 2**30, BalancedByStage())
+    for plan in plans:
+        watch_stage(memory, plan, model)
+        memory.commit(plan, model)
+    parts = memory.data(plans[0].directory / "retention" / "m")
+    assert [(sorted(data.modalities), count) for data, count in parts.values()] == [(["a", "b"], 6), (["b", "c"], 6)]
+    for data, _ in parts.values():
+        members = ShardSet.open(data.shards, data.split).read(0).members
+        assert set(members) == {*data.modalities.values(), "json"}
+    # the same part read twice is kept once
+    watch_stage(memory, plans[0], model)
+    assert len(memory.pool) == 12
+    assert len({(stage, source) for stage, source in memory.pool.entries[["stage", "source"]].tolist()}) == 2
 
 
 def test_replayed_and_language_rows_are_no_candidates(workshop) -> None:
