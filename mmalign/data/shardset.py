@@ -3,7 +3,6 @@
 import errno
 import hashlib
 import json
-import mmap
 import os
 import stat
 import time
@@ -113,9 +112,6 @@ class ShardSet:
         entries = np.load(path, mmap_mode="r", allow_pickle=False)
         if entries.dtype != ENTRY or entries.ndim != 1:
             raise ValueError(f"{path.name} holds {entries.dtype} in {entries.ndim} dimensions, and is no index")
-        # Places are drawn at random: pages around them are not worth mapping.
-        if isinstance(mapped := getattr(entries, "_mmap", None), mmap.mmap):
-            mapped.madvise(mmap.MADV_RANDOM)
         # A plain view of the same memory: element access through np.memmap is several times slower.
         return np.asarray(entries)
 
