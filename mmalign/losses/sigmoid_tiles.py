@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mmalign.losses.tiles import Positives, tiles
+from mmalign.losses.tiles import Positives, along, tiles
 
 
 def sigmoid_contrast(
@@ -52,7 +52,7 @@ class _SigmoidContrast(torch.autograd.Function):
         grad_x = torch.zeros_like(x) if needs_x or needs_scale else None
         grad_y = torch.zeros_like(y) if needs_y else None
         loss = x.new_zeros((), dtype=torch.float64)
-        grad_bias = torch.zeros_like(loss)
+        grad_bias, grad_scale = torch.zeros_like(loss), torch.zeros_like(loss)
         zero = x.new_zeros(())
         for tile in tiles(len(x), len(y), x.dtype, x.device, shape):
             if tile.left == 0:
@@ -71,13 +71,13 @@ class _SigmoidContrast(torch.autograd.Function):
                 grad_x[tile.top : tile.bottom].addmm_(z, other)
             if grad_y is not None:
                 grad_y[tile.left : tile.right].addmm_(z.T, band)
-        grad_scale = None
+            if grad_x is not None and tile.right == len(y):
+                grad_scale += along(x, grad_x, tile)
         if grad_x is not None:
-            # Σ_ij g_ij x_i·y_j, without another pass over the tiles
-            grad_scale = torch.linalg.vecdot(x, grad_x).sum(dtype=torch.float64).to(logit_scale.dtype)
             grad_x = grad_x.mul_(logit_scale.to(x.dtype)) if needs_x else None
+        found_scale = grad_scale.to(logit_scale.dtype) if needs_scale else None
         ctx.weight = weight
-        ctx.save_for_backward(grad_x, grad_y, grad_scale, grad_bias.to(logit_bias.dtype))
+        ctx.save_for_backward(grad_x, grad_y, found_scale, grad_bias.to(logit_bias.dtype))
         return (weight * loss).to(x.dtype)
 
     @staticmethod

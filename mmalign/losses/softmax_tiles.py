@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mmalign.losses.tiles import Positives, Tile, tiles
+from mmalign.losses.tiles import Positives, Tile, along, tiles
 
 _SAFE_EXPONENT = {torch.float32: 64.0, torch.float64: 500.0}
 """exp(±this), summed over millions of entries, is neither infinite nor subnormal."""
@@ -81,6 +81,7 @@ class _SoftmaxContrast(torch.autograd.Function):
         weights = [weight * gradient.double() for weight in ctx.weights]
         grad_x = torch.zeros_like(x)
         grad_y = torch.zeros_like(y) if needs_y else None
+        grad_scale = x.new_zeros((), dtype=torch.float64)
         with torch.autocast(x.device.type, enabled=False):
             for tile in tiles(len(x), len(y), x.dtype, x.device, ctx.shape):
                 if tile.left == 0:
@@ -94,10 +95,17 @@ class _SoftmaxContrast(torch.autograd.Function):
                     grad_x[tile.top : tile.bottom].addmm_(s, other)
                 if grad_y is not None:
                     grad_y[tile.left : tile.right].addmm_(s.T, band)
-        # Σ_ij g_ij x_i·y_j, without another pass over the tiles
-        grad_scale = torch.linalg.vecdot(x, grad_x).sum(dtype=torch.float64).to(logit_scale.dtype)
+                if tile.right == len(y):
+                    grad_scale += along(x, grad_x, tile)
         grad_x.mul_(logit_scale.to(x.dtype))
-        return (grad_x if needs_x else None), grad_y, (grad_scale if needs_scale else None), None, None, None
+        return (
+            (grad_x if needs_x else None),
+            grad_y,
+            (grad_scale.to(logit_scale.dtype) if needs_scale else None),
+            None,
+            None,
+            None,
+        )
 
 
 def _bound(x: Tensor, y: Tensor, logit_scale: Tensor) -> float:

@@ -51,6 +51,15 @@ def tiles(
             yield Tile(top, bottom, left, right, values, scratch)
 
 
+def along(x: Float[Tensor, "rows dim"], grad_x: Float[Tensor, "rows dim"], tile: Tile) -> Float[Tensor, ""]:
+    """A band's share of Σ_ij g_ij x_i·y_j, the gradient by the scale, out of Σ_j g_ij y_j and not of the tiles again.
+
+    Band by band, because the product of all rows would be as large as a gradient.
+    """
+    band = slice(tile.top, tile.bottom)
+    return torch.linalg.vecdot(x[band], grad_x[band]).sum(dtype=torch.float64)
+
+
 @dataclass(frozen=True)
 class Positives:
     """Which (row, column) pairs of a similarity matrix belong together: those with equal labels.
