@@ -163,7 +163,8 @@ def decode_array(data: bytes, limits: Limits) -> Float32[np.ndarray, "..."]:
     body = data[file.tell() :]
     if len(body) != count * dtype.itemsize:
         raise SampleError(f"{len(body)} bytes of values, its header says {count * dtype.itemsize}")
-    values = np.frombuffer(body, dtype).reshape(shape, order="F" if fortran_order else "C").astype(np.float32)
+    with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, and is refused below
+        values = np.frombuffer(body, dtype).reshape(shape, order="F" if fortran_order else "C").astype(np.float32)
     if not np.isfinite(values).all():
         raise SampleError("NaN or infinite values")
     return values
