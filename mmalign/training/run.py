@@ -1,5 +1,7 @@
 """One run from configuration to report."""
 
+import logging
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -35,6 +37,9 @@ def train(config: dict[str, Any], directory: Path, resume: bool = False) -> Path
     import lightning as L
     from lightning.pytorch.utilities import rank_zero_only
 
+    # what Lightning says at every start of a Trainer (hardware, advertisements) hides what mmalign says
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
     rank = getattr(rank_zero_only, "rank", 0) or 0
     if rank == 0:
         open_run(directory, config, resume)
