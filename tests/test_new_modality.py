@@ -79,6 +79,8 @@ def test_a_new_modality_trains_and_evaluates(tmp_path):
     build_index(shards)
     config = yaml.safe_load(CONFIG.replace("DIR", str(shards)).replace("PLACE", __name__))
     train(check_config(config), tmp_path / "run")
-    scores = {(row.stage, row.direction): row.value for row in read_rows(tmp_path / "run" / "metrics.jsonl") if row.main}
+    scores = {
+        (row.stage, row.direction): row.value for row in read_rows(tmp_path / "run" / "metrics.jsonl") if row.main
+    }
     assert scores["walk", "imu->text"] == 1.0
     assert scores["walk", "imu->text"] > scores["start", "imu->text"]

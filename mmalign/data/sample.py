@@ -65,8 +65,8 @@ class RawSample:
     def variants(self, members: str) -> list[Variant]:
         """The members that match a pattern, in a fixed order.
 
-        `members` is a list of alternatives separated by "|". Each is a glob over extensions ("png", "speech.*.flac"; what
-        the star matches is the language) or "captions[fr]" / "captions[*]", which reads the json's captions.
+        `members` is a list of alternatives separated by "|". Each is a glob over extensions ("png", "speech.*.flac";
+        what the star matches is the language) or "captions[fr]" / "captions[*]", which reads the json's captions.
         """
         found: list[Variant] = []
         for alternative in members.split("|"):

@@ -42,13 +42,13 @@ def test_a_mistake_is_named(key, value, message):
 def test_a_missing_key_is_named():
     config = read_config(DEBUG)
     del config["losses"]["image_text"]["init_args"]["b"]
-    with pytest.raises(ConfigError, match="losses.image_text.init_args.b: is missing"):
+    with pytest.raises(ConfigError, match=r"losses\.image_text\.init_args\.b: is missing"):
         check_config(config)
 
 
 def test_a_checkpoint_may_not_name_any_class():
     config = read_config(DEBUG, {"model.init_args.encoders.image.class_path": "subprocess.Popen"})
-    with pytest.raises(ConfigError, match=r"subprocess.Popen.*outside of mmalign"):
+    with pytest.raises(ConfigError, match=r"subprocess\.Popen.*outside of mmalign"):
         check_config(config, trusted_only=True)
 
 
