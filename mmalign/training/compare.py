@@ -60,7 +60,7 @@ class Arms:
         return list(directories.values())
 
     def _followers(self, leader: tuple[str, int], keys: list[tuple[str, int]]) -> int:
-        return sum(shared_stages(self.configs[leader], self.configs[key]) for key in keys)
+        return sum(shared_stages(self.configs[leader], self.configs[key]) for key in keys if key != leader)
 
     def _train(self, directory: Path, key: tuple[str, int], jobs: int) -> None:
         if (directory / "report.html").exists():
