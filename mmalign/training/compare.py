@@ -107,7 +107,7 @@ def shared_stages(leader: dict[str, Any], follower: dict[str, Any]) -> int:
     none that the leader lacks, whose state at the end of the stage would be missing.
     """
     differing = differences(leader, follower)
-    if any(key.split(".")[0] not in ("arm", "name", "retention", "stages") for key in differing):
+    if any(key.split(".")[0] not in ("arm", "name", "retention", "stages", "sweep") for key in differing):
         return 0
     for count, name in enumerate(leader["stages"]):
         others = [key for key in differing if f"{key}.".startswith(f"stages.{name}.")]

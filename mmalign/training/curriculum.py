@@ -120,7 +120,7 @@ class Curriculum:
             "stage_index": index,
             "total_step": self._steps_before(index + 1),
             "spec": {name: encoder.spec for name, encoder in self.experiment.model.encoders.items()},
-            "trained_pairs": sorted(sorted(pair) for pair in self._trained_pairs(index)),
+            "trained_pairs": sorted(sorted(pair) for pair in self.trained_pairs(index)),
             "evaluators": {name: e.state_dict() for name, e in self.experiment.evaluation.items()},
             "costs": [asdict(cost) for cost in self.costs],
             "stages": self.stage_facts,
@@ -139,7 +139,7 @@ class Curriculum:
     def _steps_before(self, index: int) -> int:
         return sum(stage.total_steps for stage in list(self.experiment.stages.values())[: index - 1])
 
-    def _trained_pairs(self, index: int) -> frozenset[frozenset[str]]:
+    def trained_pairs(self, index: int) -> frozenset[frozenset[str]]:
         """Pairs that losses of stages 1 … index have aligned."""
         stages = list(self.experiment.stages.values())[:index]
         return frozenset(frozenset(self.experiment.losses[name].pair) for stage in stages for name in stage.losses)
@@ -149,10 +149,8 @@ class Curriculum:
     def _evaluate_unless_done(self, name: str, index: int) -> None:
         if any(row.stage == name for row in self.rows) or (name == "start" and index > 0):
             return
-        step = self._steps_before(index + 1)
-        moment = Moment(self.experiment.name, name, index, step, self.experiment.seed, self._trained_pairs(index))
         self.experiment.model.to(self.device)
-        rows = evaluate_all(self.experiment.model, self.experiment.evaluation, moment)
+        rows = evaluate_all(self.experiment.model, self.experiment.evaluation, self.moment(index))
         self.rows += rows
         self.evaluated = True
         if self.rank == 0:
@@ -160,6 +158,13 @@ class Curriculum:
             if index == 0:
                 self._save_end(0)  # evaluators may hold references taken at the start
             self.loggers.log_rows(rows)
+
+    def moment(self, index: int) -> Moment:
+        """The end of stage `index`; 0 is the start."""
+        names = ["start", *self.experiment.stages]
+        step = self._steps_before(index + 1)
+        experiment = self.experiment
+        return Moment(experiment.name, names[index], index, step, experiment.seed, self.trained_pairs(index))
 
     # --- training ------------------------------------------------------------------------------------------------
 

@@ -101,6 +101,8 @@ class Experiment:
         stages: by name, in order; the names stand in every row of metrics.
         evaluation: the columns of the forgetting matrix, by name; each runs before stage 1 and after every stage.
         retention: methods against forgetting, by name; they compose. Empty is the naive baseline.
+        sweep: alphas at which the weights before and after the last stage are interpolated and evaluated at the end of
+            the run, which costs no training (see WiSE).
         sources: by directory, the data sets that are built first where their directory does not exist.
         cached: modalities whose tower's outputs are computed once and kept beside the shards, in every stage that does
             not train the tower. Their inputs are then not augmented.
@@ -117,6 +119,7 @@ class Experiment:
     stages: dict[str, Stage]
     evaluation: dict[str, Evaluator]
     retention: dict[str, Retention] = field(default_factory=dict)
+    sweep: list[float] = field(default_factory=list)
     sources: dict[str, Source] = field(default_factory=dict)
     cached: list[str] = field(default_factory=list)
     arm: str = ""

@@ -63,7 +63,7 @@ class AlignmentModule(L.LightningModule):
         total = torch.stack(list(terms.values())).sum()
         self._stop_unless_finite(total, terms, batch)
         self.terms = {"loss": total.detach()} | {f"loss/{name}": term.detach() for name, term in terms.items()}
-        self._embeddings = embeddings.map_tensors(lambda tensor: tensor.detach())
+        self._batch, self._embeddings = batch, embeddings.map_tensors(lambda tensor: tensor.detach())
         return ddp_scale(total)
 
     def _loss(self, name: str, embeddings: Embeddings) -> Tensor:
@@ -87,9 +87,11 @@ class AlignmentModule(L.LightningModule):
         key = f"{self.plan.seed}/{self.plan.name}/{self.global_step}/{self.global_rank}".encode()
         torch.manual_seed(int.from_bytes(hashlib.blake2b(key, digest_size=8).digest()) >> 1)
 
-    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
+    def optimizer_step(self, *arguments: Any, **keywords: Any) -> None:
+        super().optimizer_step(*arguments, **keywords)
+        # not in on_train_batch_end, which comes only after the callback that saves: a checkpoint would lack the step
         for method in self.retention.values():
-            method.after_step(self.plan, self.model, batch, self._embeddings)
+            method.after_step(self.plan, self.model, self._batch, self._embeddings)
 
     def train(self, mode: bool = True) -> "AlignmentModule":
         """Frozen parts stay in eval mode: dropout and batch statistics would change what they compute."""

@@ -67,6 +67,7 @@ def finish(curriculum: Curriculum, directory: Path, loggers: Any) -> Path:
     """Facts, examples, diagnostics, the report, and all of it to W&B."""
     from mmalign.report.commands import report
     from mmalign.training.showcase import save_diagnostics, save_examples
+    from mmalign.training.sweep import evaluate_sweep
 
     experiment = curriculum.experiment
     step = curriculum.rows[-1].step if curriculum.rows else 0
@@ -75,8 +76,10 @@ def finish(curriculum: Curriculum, directory: Path, loggers: Any) -> Path:
         stage = curriculum.rows[-1].stage
         save_examples(directory, experiment, stage)
         save_diagnostics(directory, experiment, stage)
+    evaluate_sweep(curriculum, directory)
     page = report([directory], None)
     loggers.log_examples(directory, step)
+    loggers.log_matrix(curriculum.rows, step)
     loggers.log_report(page)
     print(f"{directory}: metrics.jsonl, {page.name}", flush=True)
     return page

@@ -13,7 +13,7 @@ import yaml
 from mmalign import __version__
 from mmalign.training.yaml_config import ConfigError, differences
 
-FREE_KEYS = ("runtime", "logging", "evaluation", "sources")
+FREE_KEYS = ("runtime", "logging", "evaluation", "sources", "sweep")
 """What may differ between a run and its resumption."""
 
 _PACKAGES = ("torch", "lightning", "open_clip_torch", "timm", "transformers", "webdataset", "numpy", "wandb")
