@@ -6,7 +6,8 @@
                        from: rows {arm, seed, column, stage, value, higher_is_better} are the matrices' entries, summary
                        {arm, metric, mean, std, n_seeds} their means and sample standard deviations over seeds
 
-Metrics of the summary: "last/COLUMN" is the main score at the end, "best/COLUMN" the best one on the way,
+Metrics of the summary: "last/COLUMN" is the main score at the end, "last/COLUMN/DIRECTION/METRIC" each of the others
+(those of single languages aside), "best/COLUMN" the best main score on the way,
 "forgetting/COLUMN" and "retention_percent/COLUMN" what was lost and kept of an old column (evaluation/forgetting.py);
 "new_task" is the mean main score of the columns that the last stage trained first, "retention_percent" and
 "backward_transfer" are means over the old columns; "cost/NAME" is a total of cost.json.
@@ -97,6 +98,10 @@ def figures(run: Run) -> dict[str, float]:
     for j, column in enumerate(matrix.columns):
         values[f"last/{column}"] = float(matrix.values[-1, j])
         values[f"best/{column}"] = best_of(list(matrix.values[:, j]), matrix.higher_is_better[j])
+    last = max(row.stage_index for row in run.rows)
+    for row in run.rows:
+        if row.stage_index == last and "[" not in row.direction:
+            values[f"last/{row.column}/{row.direction}/{row.metric}"] = row.value
     kept = matrix.select(old)
     by_column = {"forgetting": forgetting_by_column(kept), "retention_percent": retention_by_column(kept)}
     for name, numbers in by_column.items():

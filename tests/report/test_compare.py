@@ -97,6 +97,22 @@ def test_shipped_results(runs: list[Path], tmp_path: Path) -> None:
     assert json.loads((tmp_path / "out" / "comparison.json").read_text()) == content
 
 
+def test_every_direction_and_metric_at_the_end_is_summarised(runs: list[Path]) -> None:
+    naive = [run for run in map(Run, runs) if run.arm == "naive"]
+    last = [row for row in naive[0].rows if row.stage_index == 2 and "[" not in row.direction]
+    assert last
+    for row in last:
+        same = [
+            other.value
+            for run in naive
+            for other in run.rows
+            if (other.column, other.stage_index, other.direction, other.metric)
+            == (row.column, 2, row.direction, row.metric)
+        ]
+        found = compare([Run(path) for path in runs]).get("naive", f"last/{row.column}/{row.direction}/{row.metric}")
+        assert found.mean == pytest.approx(sum(same) / len(same))
+
+
 def test_one_seed_has_no_deviation(runs: list[Path]) -> None:
     found = compare([Run(runs[0])]).get("naive", "last/language")
     assert math.isnan(found.std)
