@@ -166,8 +166,15 @@ def _merge_top(scores: Tensor, top: Tensor, wanted: Tensor, lowest: Tensor) -> N
     """
     groups = scores.view(len(scores), 16, -1)
     maxima = groups.amax(1)
-    rows = (wanted & (maxima.amax(1) >= torch.maximum(lowest, top.amin(1)))).nonzero()
-    chosen = maxima[rows[:, 0]].topk(min(CUTOFF, maxima.shape[1]), 1, sorted=False).indices
+    wanted = wanted & (maxima.amax(1) >= torch.maximum(lowest, top.amin(1)))
+    places = min(CUTOFF, maxima.shape[1])
+    if 2 * int(wanted.sum()) > len(scores):  # most rows: a gather over all of them is cheaper than indexing some
+        chosen = maxima.topk(places, 1, sorted=False).indices
+        found = groups.gather(2, chosen.unsqueeze(1).expand(-1, 16, -1)).flatten(1)
+        top.copy_(torch.cat([top, found], 1).topk(CUTOFF, 1, sorted=False).values)
+        return
+    rows = wanted.nonzero()
+    chosen = maxima[rows[:, 0]].topk(places, 1, sorted=False).indices
     member = torch.arange(16, device=scores.device).view(1, 16, 1)
     found = groups[rows.unsqueeze(2), member, chosen.unsqueeze(1)].flatten(1)
     top[rows[:, 0]] = torch.cat([top[rows[:, 0]], found], 1).topk(CUTOFF, 1, sorted=False).values
