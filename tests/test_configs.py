@@ -1,0 +1,81 @@
+"""Every shipped experiment trains two steps of each stage, on small data of the same form."""
+
+import io
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+from PIL import Image
+
+from mmalign.data.index import build_index
+from mmalign.data.sample import RawSample
+from mmalign.data.shards import write_shards
+from mmalign.evaluation.table import read_rows
+from mmalign.training.config import check_config
+from mmalign.training.run import train
+from mmalign.training.yaml_config import load_yaml, read_config
+
+FILES = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
+RUNS = [
+    pytest.param(file, arm, id=f"{file.stem}-{arm}", marks=pytest.mark.assets if file.stem == "tuxpaint" else ())
+    for file in FILES
+    for arm in (load_yaml(file).get("arms") or [None])
+]
+SMALL = {
+    "mmalign.data.sources.scenes.Scenes": {"train": 48, "val": 8, "test": 24, "test_compositional": 8, "workers": 1}
+}
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("configs")
+    before = Path.cwd()
+    os.chdir(folder)
+    for name in ("tuxpaint", "openclipart", "tuxpaint-shuffled", "openclipart-shuffled"):
+        stamps(Path("data") / name)
+    yield folder
+    os.chdir(before)
+
+
+def stamps(directory: Path) -> None:
+    """Samples as the sources of Tux Paint and Open Clip Art write them: picture, captions by language, speech."""
+    generator = np.random.default_rng(0)
+    for split, count in (("train", 24), ("val", 8), ("test", 12)):
+        samples = []
+        for i in range(count):
+            picture, sound = io.BytesIO(), io.BytesIO()
+            Image.fromarray(generator.integers(0, 255, (40, 50, 3), dtype=np.uint8)).save(picture, "png")
+            soundfile.write(sound, generator.normal(0, 0.1, 8000), 16000, format="flac")
+            captions = {code: [f"{code} thing {split} {i}"] for code in ("en", "fr", "de", "ru")}
+            metadata = {"captions": captions, "group": f"{split}{i}", "category": ["animals", "food"][i % 2]}
+            members = {"png": picture.getvalue(), "speech.fr.flac": sound.getvalue(), "txt": captions["en"][0].encode()}
+            samples.append(RawSample(f"{split}{i}", members | {"json": json.dumps(metadata).encode()}))
+        write_shards(directory, split, samples)
+    build_index(directory)
+    (directory / "card.json").write_text("{}")  # built: the source is not asked
+
+
+def shortened(file: Path, arm: str | None) -> dict:
+    raw = read_config(file, arm=arm)
+    overrides: dict = {"logging.mode": "disabled", "runtime.workers": 0, "runtime.threads": 1, "sweep": []}
+    overrides |= {"runtime.progress_bar": False}
+    for name in raw["stages"]:
+        overrides |= {f"stages.{name}.steps": 2, f"stages.{name}.batch_size": 12}
+        overrides |= {f"stages.{name}.optimization.warmup_steps": 0}
+    config = read_config(file, overrides, arm)
+    for source in config.get("sources", {}).values():
+        source["init_args"] = {**source.get("init_args", {}), **SMALL.get(source["class_path"], {})}
+    return check_config(config)
+
+
+@pytest.mark.parametrize(("file", "arm"), RUNS)
+def test_two_steps(workplace, file, arm):
+    config = shortened(file, arm)
+    out = workplace / f"{file.stem}-{arm}"
+    train(config, out)
+    rows = read_rows(out / "metrics.jsonl")
+    assert [row.stage for row in rows if row.column == rows[0].column and row.main] == ["start", *config["stages"]]
+    assert (out / "report.html").stat().st_size > 10_000
