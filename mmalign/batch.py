@@ -48,9 +48,9 @@ class _Movable:
         return self.map_tensors(lambda tensor: tensor.pin_memory())
 
 
-@dataclass(frozen=True)
+@dataclass  # not frozen: Lightning's double precision refuses to convert frozen ones
 class Values(_Movable):
-    """One modality of a batch.
+    """One modality of a batch. Treated as immutable.
 
     `values` is what the encoder's `forward` takes: pictures [batch, 3, height, width], waveforms [batch, samples],
     token ids [batch, length], series [batch, length, channels]. Rows of absent samples hold zeros. When the tower is
@@ -67,9 +67,9 @@ class Values(_Movable):
             raise ValueError("a modality of a batch holds either values or cached features, not both and not neither")
 
 
-@dataclass(frozen=True)
+@dataclass
 class Batch(_Movable):
-    """Samples of a batch, each with any non-empty subset of the modalities.
+    """Samples of a batch, each with any non-empty subset of the modalities. Treated as immutable.
 
     Attributes:
         keys: one name per sample, stable across modalities, epochs and runs: "DATASET/KEY".

@@ -1,6 +1,7 @@
 """The `mmalign` command. Thin: it parses, imports what a subcommand needs, and calls it."""
 
 import argparse
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -182,6 +183,8 @@ def _train(options: argparse.Namespace, rest: list[str]) -> int:
 
         print(yaml.safe_dump(config, sort_keys=False, allow_unicode=True), end="")
         return 0
+    # outside of a stage there is nothing to save; within one, its checkpoints take this over
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     from mmalign.training.run import train
 
     train(config, options.out or Path("runs") / config["name"], resume=options.resume)

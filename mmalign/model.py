@@ -36,6 +36,7 @@ class Projection(nn.Module):
             )
 
     def forward(self, pooled: Float[Tensor, "batch width"]) -> Float[Tensor, "batch dim"]:
+        pooled = pooled.to(self.linear.weight.dtype)
         projected = self.linear(pooled)
         return projected if self.residual is None else projected + self.residual(pooled)
 
@@ -135,7 +136,10 @@ class Aligner(nn.Module):
         with torch.set_grad_enabled(torch.is_grad_enabled() and trained):
             if values.values is None:
                 raise ValueError(f"{name}: cached features have been through the tower already")
-            return bucketed(tower, values.values, values.mask, self.length_buckets)
+            inputs = values.values
+            if inputs.is_floating_point():  # data are float32, the weights may be float64
+                inputs = inputs.to(next(tower.parameters(), inputs).dtype)
+            return bucketed(tower, inputs, values.mask, self.length_buckets)
 
     def project(self, name: str, pooled: Float[Tensor, "batch width"]) -> Float[Tensor, "batch dim"]:
         """Pooled tower outputs -> the shared space, not yet normalised."""

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -15,6 +16,8 @@ from mmalign.data.shards import build
 from mmalign.data.shardset import ShardSet
 from mmalign.data.sources.base import Source, json_member
 from mmalign.data.sources.shuffled import Shuffled, dealt
+from mmalign.training.compare import read_arms
+from mmalign.training.yaml_config import differences
 
 
 class Made(Source):
@@ -93,6 +96,24 @@ def test_nothing_is_read_before_it_is_needed(tmp_path):
     source = Shuffled(str(tmp_path / "comes-later"))
     with pytest.raises(FileNotFoundError, match="comes-later"):
         source.splits()
+
+
+def test_the_shipped_control_differs_in_its_data_alone():
+    arms = read_arms(Path(__file__).parents[3] / "configs" / "tuxpaint.yaml", {}).configs
+    for (arm, seed), config in arms.items():
+        aligned = arms["aligned", seed]
+        if arm == "shuffled":
+            changed = set(differences(aligned, config)) - {"arm", "name"}
+            trained = {key for key in changed if key.startswith("stages.")}
+            assert all(re.fullmatch(r"stages\.\w+\.data\.\w+\.shards", key) for key in trained)
+            assert len(trained) == sum(len(stage["data"]) for stage in config["stages"].values())
+            rest = changed - trained - {"evaluation.linear_map.init_args.train"}
+            assert rest == {f"sources.{path}-shuffled" for path in aligned["sources"]}
+            assert not any(
+                "shuffled" in json.dumps(config["evaluation"][name]["init_args"]["data"])
+                for name in config["evaluation"]
+            )
+    assert {arm for arm, _ in arms} == {"aligned", "shuffled"}
 
 
 @given(st.lists(st.integers(0, 6), min_size=2, max_size=40), st.integers(0, 3))

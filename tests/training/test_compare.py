@@ -1,0 +1,56 @@
+"""Arms that begin alike begin once, and it makes no difference."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from mmalign.training.compare import Arms, read_arms, shared_stages
+from mmalign.training.yaml_config import ConfigError
+
+ROOT = Path(__file__).parents[2]
+QUICK = {
+    "sources.data/scenes.init_args": {"train": 48, "val": 8, "test": 24, "test_compositional": 8, "workers": 1},
+    "stages.pictures.steps": 3,
+    "stages.sounds.steps": 3,
+    "stages.pictures.batch_size": 16,
+    "stages.sounds.batch_size": 16,
+    "stages.pictures.optimization.warmup_steps": 1,
+    "stages.sounds.optimization.warmup_steps": 1,
+    "runtime.workers": 0,
+    "runtime.threads": 1,
+    "logging.mode": "disabled",
+}
+
+
+def arms(**overrides) -> Arms:
+    return read_arms(ROOT / "configs" / "demo.yaml", QUICK | overrides)
+
+
+def test_what_is_shared():
+    configs = arms().configs
+    naive, replay = configs["naive", 0], configs["replay", 0]
+    assert shared_stages(replay, naive) == 1  # the memory only watches in the first stage
+    assert shared_stages(naive, replay) == 0  # what it saw is not in the naive run
+    other = arms(**{"stages.pictures.optimization.learning_rate": 0.5}).configs["naive", 0]
+    assert shared_stages(replay, other) == 0
+    eager = arms(**{"stages.pictures.retention": None}).configs
+    assert shared_stages(eager["replay", 0], eager["replay", 0]) == 0
+
+
+def test_an_adopted_beginning_equals_its_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    together = arms().train_missing(tmp_path / "together", jobs=1)
+    alone = Arms({key: config for key, config in arms().configs.items() if key[0] == "naive"})
+    (naive,) = alone.train_missing(tmp_path / "alone", jobs=1)
+    adopted = next(path for path in together if path.parent.name == "naive")
+    states = [torch.load(run / "checkpoints" / "stage-02.ckpt", weights_only=True) for run in (adopted, naive)]
+    assert states[0]["state_dict"].keys() == states[1]["state_dict"].keys()
+    for name, weight in states[0]["state_dict"].items():
+        assert torch.equal(weight, states[1]["state_dict"][name]), name
+    assert (adopted / "metrics.jsonl").read_text() == (naive / "metrics.jsonl").read_text()
+
+
+def test_a_file_without_arms_is_refused():
+    with pytest.raises(ConfigError, match="give `arms`"):
+        read_arms(ROOT / "configs" / "debug.yaml", {})
