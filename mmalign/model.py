@@ -160,6 +160,8 @@ class Aligner(nn.Module):
         """
         if self.fusion is None:
             raise ValueError("the model has no fusion: set model.init_args.fusion")
+        dtype = next(self.fusion.parameters()).dtype
+        vectors = {name: rows.to(dtype) for name, rows in vectors.items()}
         return self._unit(self.fusion(vectors, present), torch.stack(list(present.values())).any(0))
 
     def forward(self, batch: Batch) -> Embeddings:

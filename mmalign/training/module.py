@@ -16,7 +16,7 @@ from mmalign.retention.base import Retention, StagePlan
 from mmalign.training.chunking import chunked
 from mmalign.training.experiment import Runtime, Stage
 from mmalign.training.gather import ddp_scale, gather
-from mmalign.training.trainable import freeze_all_but, frozen_modules
+from mmalign.training.trainable import freeze_all_but, freeze_unreached, frozen_modules
 
 
 class AlignmentModule(L.LightningModule):
@@ -51,6 +51,8 @@ class AlignmentModule(L.LightningModule):
         self.facts = facts
         self.terms: dict[str, Tensor] = {}
         freeze_all_but(model, plan.trainable)
+        reached = {name for loss in plan.losses for name in plan.pairs[loss]}
+        freeze_unreached(model, reached, fusion_only=bool(retention))
         for name, loss in self.losses.items():
             loss.requires_grad_(name in plan.losses)
 

@@ -1,6 +1,7 @@
 """One run from configuration to report."""
 
 import logging
+import time
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -44,6 +45,8 @@ def train(config: dict[str, Any], directory: Path, resume: bool = False) -> Path
     if rank == 0:
         open_run(directory, config, resume)
         build_missing_data(config)
+    else:
+        _wait_for_data(config)
     check_data(config)
     runtime = config["runtime"]
     if runtime["threads"] is not None:
@@ -91,6 +94,12 @@ def build_missing_data(config: dict[str, Any]) -> None:
     for path, source in build_part(missing, dict[str, Source]).items():
         print(f"building {source.name} in {path}", flush=True)
         build(source, Path(path))
+
+
+def _wait_for_data(config: dict[str, Any]) -> None:
+    """Rank 0 builds; should it fail, whoever launched the processes ends the others."""
+    while any(not (Path(path) / "card.json").exists() for path in config["sources"]):
+        time.sleep(0.5)
 
 
 def check_data(config: dict[str, Any]) -> None:

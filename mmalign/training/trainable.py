@@ -6,7 +6,7 @@ from fnmatch import fnmatchcase
 from torch import nn
 
 from mmalign.encoders.base import Encoder
-from mmalign.model import Aligner
+from mmalign.model import FUSED, Aligner
 
 
 def freeze_all_but(model: Aligner, trainable: Mapping[str, int | str]) -> None:
@@ -28,6 +28,22 @@ def freeze_all_but(model: Aligner, trainable: Mapping[str, int | str]) -> None:
                 raise ValueError(f"trainable: {name} has {len(layers)} layers, not {wanted}")
             for layer in layers[len(layers) - wanted :]:
                 layer.requires_grad_(True)
+
+
+def freeze_unreached(model: Aligner, reached: set[str], fusion_only: bool) -> None:
+    """Freeze the parts of modalities that no loss of a stage names, "fused" among them.
+
+    Their gradients would be missing on one rank and zero on several, where weight decay would then shrink them.
+
+    Args:
+        reached: names that losses use.
+        fusion_only: leave towers and projections, which a retention method may train without a loss.
+    """
+    for name, component in model.components().items():
+        modality = FUSED if name == "fusion" else name.partition(".")[2]
+        within = FUSED in reached and modality != FUSED  # a loss on the fused vector trains all that go into it
+        if modality not in reached and not within and (modality == FUSED or not fusion_only):
+            component.requires_grad_(False)
 
 
 def wanted_of(trainable: Mapping[str, int | str], component: str) -> int | str:

@@ -34,7 +34,7 @@ def train(folder: Path, out: str, processes: int, **overrides) -> None:
     settings = QUICK | overrides | {"runtime.devices": processes}
     arguments = ["train", "--config", str(ROOT / "configs" / "debug.yaml"), "--out", out, "--resume"]
     arguments += [f"--{key}={value}" for key, value in settings.items()]
-    launcher = ["-m", "torch.distributed.run", "--nproc-per-node", str(processes), "--master-port", "0"]
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
     launcher = [sys.executable, *(launcher if processes > 1 else []), "-m", "mmalign"]
     done = subprocess.run([*launcher, *arguments], cwd=folder, capture_output=True, text=True, timeout=250)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
