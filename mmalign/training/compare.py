@@ -72,6 +72,7 @@ class Arms:
         if jobs > 1:
             # two processes of two threads each crawl on two cores
             environment["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // jobs))
+        print(f"{directory}: training; its log is {directory}.log", flush=True)
         with open(directory.parent / f"{directory.name}.log", "a", encoding="utf-8") as log:
             command = [sys.executable, "-m", "mmalign", "train", "--config", str(config), "--out", str(directory)]
             status = subprocess.run([*command, "--resume"], stdout=log, stderr=log, env=environment).returncode

@@ -41,6 +41,7 @@ def train(config: dict[str, Any], directory: Path, resume: bool = False) -> Path
     # what Lightning says at every start of a Trainer (hardware, advertisements) hides what mmalign says
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
+    warnings.filterwarnings("ignore", message="Found .* in eval mode at the start of training")  # frozen towers are
     rank = getattr(rank_zero_only, "rank", 0) or 0
     if rank == 0:
         open_run(directory, config, resume)
