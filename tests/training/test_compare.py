@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from mmalign.evaluation.table import read_rows
 from mmalign.training.compare import Arms, read_arms, shared_stages
 from mmalign.training.yaml_config import ConfigError
 
@@ -40,8 +41,8 @@ def test_what_is_shared():
 
 def test_an_adopted_beginning_equals_its_own(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    together = arms().train_missing(tmp_path / "together", jobs=1)
-    alone = Arms({key: config for key, config in arms().configs.items() if key[0] == "naive"})
+    together = arms(sweep=[0.0, 1.0]).train_missing(tmp_path / "together", jobs=1)
+    alone = Arms({key: config for key, config in arms(sweep=[0.0, 1.0]).configs.items() if key[0] == "naive"})
     (naive,) = alone.train_missing(tmp_path / "alone", jobs=1)
     adopted = next(path for path in together if path.parent.name == "naive")
     states = [torch.load(run / "checkpoints" / "stage-02.ckpt", weights_only=True) for run in (adopted, naive)]
@@ -49,6 +50,12 @@ def test_an_adopted_beginning_equals_its_own(tmp_path, monkeypatch):
     for name, weight in states[0]["state_dict"].items():
         assert torch.equal(weight, states[1]["state_dict"][name]), name
     assert (adopted / "metrics.jsonl").read_text() == (naive / "metrics.jsonl").read_text()
+    # the end of the alpha sweep is the run itself, its beginning differs in what was learned
+    ends = {alpha: read_rows(naive / "sweep" / f"{alpha}.jsonl") for alpha in ("0.00", "1.00")}
+    assert [r.value for r in ends["1.00"]] == [
+        r.value for r in read_rows(naive / "metrics.jsonl") if r.stage == "sounds"
+    ]
+    assert [r.value for r in ends["0.00"]] != [r.value for r in ends["1.00"]]
 
 
 def test_a_file_without_arms_is_refused():
