@@ -16,6 +16,7 @@ SOURCES = {
     "clotho": "mmalign.data.sources.sounds.Clotho",
     "wavcaps": "mmalign.data.sources.sounds.WavCaps",
     "esc50": "mmalign.data.sources.sounds.ESC50",
+    "shuffled": "mmalign.data.sources.shuffled.Shuffled",
 }
 
 
