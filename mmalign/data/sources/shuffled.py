@@ -5,6 +5,9 @@ Rules:
   `captions` and `group`; pictures, recordings and the rest of the json stay where they are;
 - nobody keeps the own captions, nor gets those of a sample of the same group;
 - other splits are copied as they are.
+
+What stays together (a picture and its recordings) shares its wrong caption, so that two modalities which are both
+aligned with captions still come to each other. Where that must not be, use another seed for each.
 """
 
 from collections.abc import Iterator
