@@ -36,6 +36,10 @@ class Arms:
         Raises:
             RuntimeError: a run failed; names its folder. The finished ones stay.
         """
+        from mmalign.training.run import build_missing_data
+
+        for config in self.configs.values():  # here, because two runs at a time would build the same directory
+            build_missing_data(config)
         directories = {key: out / key[0] / f"seed-{key[1]}" for key in self.configs}
         seeds: dict[int, list[tuple[str, int]]] = {}
         for key in self.configs:
