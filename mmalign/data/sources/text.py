@@ -174,6 +174,8 @@ def pack(paragraphs: list[str], limit: int) -> list[str]:
 
 
 def _pieces(paragraph: str, limit: int) -> Iterator[str]:
+    if len(paragraph) > limit:
+        paragraph = paragraph.strip()  # a cut behind leading blanks would leave an empty piece
     while len(paragraph) > limit:
         ends = [match.start() for match in _SENTENCE_END.finditer(paragraph, 0, limit)]
         cut = ends[-1] if ends and ends[-1] > limit // 4 else paragraph.rfind(" ", 1, limit)
