@@ -13,10 +13,8 @@ from dataclasses import is_dataclass
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from mmalign.training.experiment import Experiment, Stage
+from mmalign.training.trust import refuse_foreign, refuse_text, refuse_untrusted
 from mmalign.training.yaml_config import ConfigError, meant
-
-TRUSTED_PACKAGES = ("mmalign", "timm", "open_clip", "transformers", "torch")
-"""Whose classes a configuration inside a checkpoint or an export may name. A user's own file may name any class."""
 
 
 def check_config(config: dict[str, Any], trusted_only: bool = False) -> dict[str, Any]:
@@ -28,6 +26,8 @@ def check_config(config: dict[str, Any], trusted_only: bool = False) -> dict[str
     Raises:
         ConfigError: names the key.
     """
+    if trusted_only:
+        refuse_foreign(config, "")
     _check_keys(config, Experiment, "", trusted_only)
     try:
         parsed = _parser().parse_object(copy.deepcopy(config))
@@ -96,8 +96,8 @@ def class_of(class_path: Any, path: str = "", trusted_only: bool = False) -> Any
     if not isinstance(class_path, str) or "." not in class_path:
         raise ConfigError(f"{path}.class_path: {class_path!r} is not the dotted path of a class")
     module_name, _, name = class_path.rpartition(".")
-    if trusted_only and module_name.split(".")[0] not in TRUSTED_PACKAGES:
-        raise ConfigError(f"{path}.class_path: {class_path!r} is outside of {', '.join(TRUSTED_PACKAGES)}")
+    if trusted_only:
+        refuse_untrusted(class_path, path)
     try:
         found = getattr(importlib.import_module(module_name), name, None)
     except ImportError as error:
@@ -105,6 +105,8 @@ def class_of(class_path: Any, path: str = "", trusted_only: bool = False) -> Any
     if not inspect.isclass(found):
         names = [n for n, v in vars(importlib.import_module(module_name)).items() if inspect.isclass(v)]
         raise ConfigError(f"{path}.class_path: there is no class {class_path!r}{meant(name, names)}")
+    if trusted_only:
+        refuse_untrusted(found.__module__, path)  # a trusted module may have imported a class of another package
     return found
 
 
@@ -121,6 +123,8 @@ def _parameters(owner: type) -> dict[str, tuple[Any, bool]]:
 
 def _check_keys(value: Any, hint: Any, path: str, trusted_only: bool) -> None:
     """Raise for an unknown or missing key, or an unknown class, anywhere below."""
+    if trusted_only:
+        refuse_text(value, hint, path)
     for item, item_hint, item_path in _children(value, hint, path, trusted_only, raising=True):
         _check_keys(item, item_hint, item_path, trusted_only)
 
@@ -143,7 +147,7 @@ def _children(value: Any, hint: Any, path: str, trusted_only: bool, raising: boo
             for key, item in value.items():
                 yield item, get_args(option)[1], f"{here}{key}"
             return
-        if inspect.isclass(option) and option not in (dict, type(None), str, int, float, bool, list):
+        if inspect.isclass(option) and option not in (Any, dict, type(None), str, int, float, bool, list):
             owner, given, where = option, value, here
             if "class_path" in value:
                 for key in value:

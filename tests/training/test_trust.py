@@ -1,0 +1,87 @@
+"""No configuration that comes with weights runs code, whatever it puts where."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from mmalign.training.config import check_config, class_of
+from mmalign.training.load import load_model
+from mmalign.training.yaml_config import ConfigError, override, read_config
+
+DEBUG = Path(__file__).parents[2] / "configs" / "debug.yaml"
+IMAGE = "model.init_args.encoders.image"
+EVIL = {"class_path": "evil_module.Evil"}
+POPEN = {"class_path": "subprocess.Popen", "init_args": {"args": ["touch", "canary"]}}
+HIDDEN = '{"class\\u005fpath": "evil_module.Evil"}'
+
+PLACES: dict[str, tuple[str, Any]] = {
+    "model": ("model", EVIL),
+    "encoder": (IMAGE, EVIL),
+    "encoder that is known": (IMAGE, POPEN),
+    "encoder, as a text": (IMAGE, "evil_module.Evil"),
+    "encoder, as JSON": (IMAGE, json.dumps(EVIL)),
+    "encoders, as JSON": ("model.init_args.encoders", json.dumps({"image": EVIL})),
+    "fusion, as a text": ("model.init_args.fusion", "evil_module.Evil"),
+    "settings of a class of ours": ("model.init_args.encoders.audio.init_args.mel", json.dumps(EVIL)),
+    "free settings": (f"{IMAGE}.init_args.options.x", POPEN),
+    "a list in free settings": (f"{IMAGE}.init_args.options.x", [POPEN]),
+    "deep in free settings": (f"{IMAGE}.init_args.options.x", {"y": {"z": EVIL}}),
+    "free settings, as JSON": (f"{IMAGE}.init_args.options.x", json.dumps(EVIL)),
+    "free settings, as JSON with an escape": (f"{IMAGE}.init_args.options.x", HIDDEN),
+    "the same in a list": (f"{IMAGE}.init_args.options.x", [HIDDEN]),
+    "all free settings, as JSON": (f"{IMAGE}.init_args.options", HIDDEN),
+    "a loss": ("losses.image_text", EVIL),
+    "a loss, as a text": ("losses.image_text", "evil_module.Evil"),
+    "data": ("stages.image_text.data.scenes", "evil_module.Evil"),
+    "a source": ("sources.evil", EVIL),
+    "a method": ("retention.memory", "evil_module.Evil"),
+    "an evaluator": ("evaluation.scenes", "evil_module.Evil"),
+    "remote code": ("model.init_args.encoders.text", {
+        "class_path": "mmalign.encoders.TextHF", "init_args": {"model": "evil", "trust_remote_code": True}
+    }),
+}  # fmt: skip
+
+
+@pytest.fixture
+def evil_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The canary: a file that importing `evil_module`, which lies in the working directory, creates."""
+    (tmp_path / "evil_module.py").write_text("open('canary', 'w')\nclass Evil: pass\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "evil_module", raising=False)
+    return tmp_path / "canary"
+
+
+@pytest.mark.parametrize(("key", "value"), PLACES.values(), ids=PLACES)
+def test_the_configuration_in_a_checkpoint(evil_module: Path, key: str, value: Any) -> None:
+    config = override(check_config(read_config(DEBUG)), {key: value})
+    torch.save({"mmalign": {"config": config}, "state_dict": {}}, "evil.ckpt")
+    with pytest.raises(ConfigError):
+        load_model(Path("evil.ckpt"))
+    assert "evil_module" not in sys.modules
+    assert not evil_module.exists()
+
+
+def test_the_canary_is_a_real_one(evil_module: Path) -> None:
+    """The user's own file may name the user's own class, and so runs it."""
+    with pytest.raises(ConfigError, match="is not a Encoder"):
+        check_config(read_config(DEBUG, {IMAGE: EVIL}))
+    assert evil_module.exists()
+
+
+def test_a_class_that_a_trusted_module_imported() -> None:
+    assert class_of("mmalign.training.compare.ThreadPoolExecutor").__module__.startswith("concurrent")
+    with pytest.raises(ConfigError, match=r"'concurrent\.futures\.thread' is outside of mmalign"):
+        class_of("mmalign.training.compare.ThreadPoolExecutor", "a", trusted_only=True)
+
+
+def test_free_settings_may_be_nested() -> None:
+    """The user's own files, and checkpoints of them."""
+    key = f"{IMAGE}.init_args.options.nested"
+    for trusted_only in (False, True):
+        config = check_config(read_config(DEBUG, {key: {"a": {"b": 1}}}), trusted_only)
+        assert config["model"]["init_args"]["encoders"]["image"]["init_args"]["options"]["nested"] == {"a": {"b": 1}}
