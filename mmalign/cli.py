@@ -114,6 +114,21 @@ def build_parser() -> argparse.ArgumentParser:
     compare.add_argument("--jobs", type=int, default=1, help="runs trained at the same time; default: %(default)s")
     compare.add_argument("--arms", nargs="*", default=None, metavar="ARM", help="only these arms")
     compare.add_argument("--results", type=Path, default=None, metavar="JSON", help="write the figures there as well")
+
+    bench = commands.add_parser(
+        "bench",
+        help="time and memory against the peers, on this machine",
+        description="Runs mmalign and its peers alternately, each in a process of its own, and prints the median ratio "
+        "(mmalign over peer) of at least 5 pairs with min and max. On an idle machine, please.",
+    )
+    bench.add_argument("names", nargs="*", metavar="NAME", help="which benchmarks; default: all (see --list)")
+    bench.add_argument("--list", action="store_true", help="print names, peers and bars, and stop")
+    bench.add_argument("--growth", action="store_true", help="measure time and memory at four sizes each, fit, plot")
+    bench.add_argument(
+        "--out", type=Path, default=None, metavar="FILE", help="the results; default: configs/results/benchmarks.json"
+    )
+    bench.add_argument("--threads", type=int, default=None, help="of every side; default: one per physical core")
+    bench.add_argument("--scale", type=float, default=1.0, help="share of the full size, for trying out")
     return parser
 
 
@@ -219,6 +234,15 @@ def _compare(options: argparse.Namespace, rest: list[str]) -> int:
     return 0
 
 
+def _bench(options: argparse.Namespace, rest: list[str]) -> int:
+    from mmalign.bench import commands
+
+    if options.list:
+        commands.list_benchmarks()
+        return 0
+    return commands.bench(options.names, options.growth, options.out, options.threads, options.scale)
+
+
 _COMMANDS = {
     "demo": _demo,
     "assets": _assets,
@@ -227,4 +251,5 @@ _COMMANDS = {
     "evaluate": _evaluate,
     "report": _report,
     "compare": _compare,
+    "bench": _bench,
 }

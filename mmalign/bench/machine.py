@@ -1,0 +1,93 @@
+"""What the figures were measured on: the machine, its ceilings, the versions."""
+
+import os
+import platform
+import time
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from mmalign.bench.base import Benchmark, Ceilings, Outcome
+
+_PACKAGES = (
+    "mmalign", "torch", "numpy", "lightning", "open_clip_torch", "clip_benchmark", "webdataset", "librosa",
+    "transformers", "timm",
+)  # fmt: skip
+
+
+def versions() -> dict[str, str | None]:
+    """Of Python and of the packages that take part; None for those that are not installed."""
+    found: dict[str, str | None] = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = None
+    return found
+
+
+def machine() -> str:
+    """Processor and cores, such as "AMD EPYC, 2 cores"."""
+    name = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        models = [line for line in cpuinfo.read_text(encoding="utf-8").splitlines() if line.startswith("model name")]
+        name = models[0].partition(":")[2].strip() if models else name
+    return f"{' '.join(name.split())}, {physical_cores()} cores"
+
+
+def physical_cores() -> int:
+    """Cores that this process may use; two threads of one core count once."""
+    allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
+    cores = set()
+    for cpu in allowed:
+        topology = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology")
+        try:
+            cores.add(tuple((topology / name).read_text().strip() for name in ("physical_package_id", "core_id")))
+        except OSError:
+            cores.add((str(cpu),))
+    return max(1, len(cores))
+
+
+def matrix_extension() -> str:
+    """ "AMX" or "AVX512_BF16", where the processor multiplies bfloat16 matrices in hardware; "" elsewhere."""
+    cpuinfo = Path("/proc/cpuinfo")
+    flags = cpuinfo.read_text(encoding="utf-8") if cpuinfo.exists() else ""
+    return "AMX" if "amx_bf16" in flags else "AVX512_BF16" if "avx512_bf16" in flags else ""
+
+
+class Probe(Benchmark):
+    """Measures the ceilings; a benchmark only in that it runs in a process with the same threads."""
+
+    name, title, sides, quantities = "ceilings", "what the machine does at most", ("machine",), ()
+
+    def load(self, side: str) -> Callable[[], Outcome]:
+        return lambda: Outcome(values=_ceilings(self.settings.scale).to_dict())
+
+
+def _ceilings(scale: float) -> Ceilings:
+    import torch
+
+    side = 2048 if scale >= 0.5 else 512
+    a, b, out = torch.randn(side, 512), torch.randn(512, side), torch.empty(side, side)
+    halves = a.bfloat16(), b.bfloat16(), out.bfloat16()
+    small = torch.randn(1 << 17)
+    large, copy = torch.zeros(1 << 25), torch.zeros(1 << 25)
+    operations = 2 * side * side * 512
+    return Ceilings(
+        matmul_flops=operations / _fastest(lambda: torch.mm(a, b, out=out)),
+        bf16_matmul_flops=operations / _fastest(lambda: torch.mm(halves[0], halves[1], out=halves[2])),
+        exp_per_second=small.numel() / _fastest(lambda: torch.exp(small, out=small).clamp_(max=1.0), 30),
+        bytes_per_second=2 * 4 * large.numel() / _fastest(lambda: copy.copy_(large)),
+    )
+
+
+def _fastest(function: Callable[[], Any], times: int = 10) -> float:
+    function()
+    found = []
+    for _ in range(times):
+        started = time.perf_counter()
+        function()
+        found.append(time.perf_counter() - started)
+    return max(min(found), 1e-9)

@@ -1,0 +1,77 @@
+"""Log-mel spectrograms against librosa's."""
+
+from collections.abc import Callable
+
+import numpy as np
+
+from mmalign.bench.base import Benchmark, Outcome, Quantity
+
+_CLIPS = 32
+_SECONDS = 10
+_PEER = "librosa"
+
+
+class MelAgainstLibrosa(Benchmark):
+    """The same window, hop, filters and padding; librosa gets one clip at a time, which is faster for it than a batch."""
+
+    name = "log-mel"
+    title = "log-mel of 32 clips of 10 s at 16 kHz, 400/160/64"
+    sides = ("librosa", "mmalign")
+    needs = {"librosa": ("librosa",)}
+    quantities = (
+        Quantity("clips per second", "rate", "mmalign", "librosa", _PEER, ">= 5", unit="clips/s"),
+        Quantity("error of the power mel", "power", "mmalign", "librosa", _PEER, "<= 1e-4", "elementwise"),
+    )
+
+    def load(self, side: str) -> Callable[[], Outcome]:
+        generator = np.random.default_rng(0)
+        clips = self.settings.size(_CLIPS, least=2)
+        time = np.arange(_SECONDS * 16000) / 16000
+        tones = np.sin(2 * np.pi * generator.uniform(100, 4000, (clips, 1)) * time)
+        waveforms = (0.3 * tones + 0.05 * generator.standard_normal(tones.shape)).astype(np.float32)
+        run = self._mmalign(waveforms) if side == "mmalign" else self._librosa(waveforms)
+        run(1)
+        return lambda: self._timed(run)
+
+    @staticmethod
+    def _timed(run: Callable[[int], np.ndarray]) -> Outcome:
+        from time import perf_counter
+
+        times, repeats = [], 5
+        for _ in range(repeats):
+            started = perf_counter()
+            logs = run(0)
+            times.append(perf_counter() - started)
+        seconds = sorted(times)[repeats // 2]
+        power = np.exp(logs[:4].astype(np.float64))
+        return Outcome(seconds, {"rate": len(logs) / seconds}, {"power": power})
+
+    @staticmethod
+    def _mmalign(waveforms: np.ndarray) -> Callable[[int], np.ndarray]:
+        import torch
+
+        from mmalign.encoders.mel import LogMel, MelSettings
+
+        model = LogMel(MelSettings(mean=0.0, std=1.0))
+        values = torch.from_numpy(waveforms)
+
+        def run(only: int) -> np.ndarray:
+            with torch.inference_mode():
+                return model(values[:only] if only else values)[0].numpy()
+
+        return run
+
+    @staticmethod
+    def _librosa(waveforms: np.ndarray) -> Callable[[int], np.ndarray]:
+        import librosa
+
+        def one(waveform: np.ndarray) -> np.ndarray:
+            power = librosa.feature.melspectrogram(
+                y=waveform, sr=16000, n_fft=400, hop_length=160, n_mels=64, power=2.0, pad_mode="constant"
+            )
+            return np.log(power + np.float32(1e-6)).T
+
+        def run(only: int) -> np.ndarray:
+            return np.stack([one(waveform) for waveform in (waveforms[:only] if only else waveforms)])
+
+        return run
