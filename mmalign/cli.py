@@ -94,6 +94,15 @@ def build_parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--gallery", type=int, default=None, help="only the first so many samples")
     evaluate.add_argument("--out", type=Path, default=None, metavar="FILE", help="write the rows there as JSON lines")
 
+    export = commands.add_parser(
+        "export",
+        help="a trained model as safetensors, with its preprocessing and a model card",
+        description="Writes DIR, which mmalign.load and every command that takes a checkpoint read, and which needs no "
+        "network to be loaded. A causal Hugging Face text tower lies in it as a plain Hugging Face model, too.",
+    )
+    export.add_argument("checkpoint", type=Path, metavar="RUN_OR_CHECKPOINT")
+    export.add_argument("--out", type=Path, required=True, metavar="DIR", help="must not hold anything yet")
+
     report = commands.add_parser(
         "report",
         help="one self-contained HTML page of one or several runs",
@@ -213,6 +222,13 @@ def _evaluate(options: argparse.Namespace, rest: list[str]) -> int:
     return evaluate(options.checkpoint, options.data, options.split, patterns, options.gallery, options.out)
 
 
+def _export(options: argparse.Namespace, rest: list[str]) -> int:
+    from mmalign.export.commands import export
+
+    print(export(options.checkpoint, options.out))
+    return 0
+
+
 def _report(options: argparse.Namespace, rest: list[str]) -> int:
     from mmalign.report.commands import report
 
@@ -249,6 +265,7 @@ _COMMANDS = {
     "data": _data,
     "train": _train,
     "evaluate": _evaluate,
+    "export": _export,
     "report": _report,
     "compare": _compare,
     "bench": _bench,

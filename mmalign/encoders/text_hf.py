@@ -126,6 +126,14 @@ def _layers(base: nn.Module, depth: int, head: nn.Module | None = None) -> list[
     return [nn.ModuleList(before), *blocks[:-1], nn.ModuleList([blocks[-1], *after])]
 
 
+def save_tokenizer_and_config(model: str, folder: Path) -> None:
+    """Both in Hugging Face's layout, so that `model` can be built again from `folder` without the hub."""
+    from transformers import AutoConfig
+
+    load_tokenizer(model).save_pretrained(folder)
+    AutoConfig.from_pretrained(locate_model(model), trust_remote_code=False).save_pretrained(folder)
+
+
 class TextHF(Encoder):
     """A Hugging Face text *encoder* (BERT and its kin); `pooled` is the mean over real tokens.
 
@@ -152,6 +160,7 @@ class TextHF(Encoder):
         preprocess = HFPreprocess(max_length, model)
         super().__init__(preprocess=preprocess, width=tower.config.hidden_size, axis=Axis("tokens"))
         self.tower = tower
+        self.model = model
 
     def forward(self, values: Tensor, mask: Bool[Tensor, "batch length"] | None = None) -> Tokens:
         if mask is None:
@@ -162,6 +171,10 @@ class TextHF(Encoder):
 
     def layers(self) -> list[nn.Module]:
         return _layers(self.tower, self.tower.config.num_hidden_layers)
+
+    def save_layout(self, folder: Path) -> None:
+        """Configuration and tokenizer, without weights."""
+        save_tokenizer_and_config(self.model, folder)
 
 
 class TextCausalHF(CausalLanguageModel):
@@ -195,6 +208,7 @@ class TextCausalHF(CausalLanguageModel):
         preprocess = CausalHFPreprocess(max_length, model, start, append_end)
         super().__init__(preprocess=preprocess, width=lm.config.hidden_size, axis=Axis("tokens"))
         self.lm = lm
+        self.model = model
         self.end_id = load_tokenizer(model).eos_token_id if append_end else None
         self._takes_positions = "position_ids" in inspect.signature(lm.base_model.forward).parameters
         self._check_head(model)
@@ -224,3 +238,8 @@ class TextCausalHF(CausalLanguageModel):
         head = self.lm.get_output_embeddings()
         tied = head.weight is self.lm.get_input_embeddings().weight
         return _layers(self.lm.base_model, self.lm.config.num_hidden_layers, None if tied else head)
+
+    def save_layout(self, folder: Path) -> None:
+        """The language model as Hugging Face's libraries load it: configuration, tokenizer, weights."""
+        save_tokenizer_and_config(self.model, folder)
+        self.lm.save_pretrained(folder)

@@ -47,6 +47,17 @@ def check_config(config: dict[str, Any], trusted_only: bool = False) -> dict[str
     return checked
 
 
+def check_part(part: Any, hint: Any, path: str, trusted_only: bool = False) -> None:
+    """The checks of names for one value of a configuration ("model", say), which `build_part` can then build.
+
+    Raises:
+        ConfigError: names the key.
+    """
+    if trusted_only:
+        refuse_foreign(part, path)
+    _check_keys(part, hint, path, trusted_only)
+
+
 def build_experiment(config: dict[str, Any]) -> Experiment:
     """Objects from a configuration that `check_config` returned. Weights are loaded here.
 

@@ -1,8 +1,9 @@
-"""A trained model out of a run or a checkpoint."""
+"""A trained model out of a run, a checkpoint or an export."""
 
 from pathlib import Path
 from typing import Any
 
+from mmalign.export.folder import is_export, load_export
 from mmalign.model import Aligner
 from mmalign.training.checkpoints import CheckpointFolder, load_checkpoint
 from mmalign.training.config import build_part, check_config
@@ -12,7 +13,7 @@ def load_model(run_or_checkpoint: Path) -> tuple[Aligner, dict[str, Any]]:
     """The model in eval mode, and the checkpoint's facts (configuration, stage, encoder specs).
 
     Args:
-        run_or_checkpoint: a run's folder (its newest state) or a `.ckpt` file.
+        run_or_checkpoint: a run's folder (its newest state), a `.ckpt` file, or the folder of an export.
 
     Raises:
         FileNotFoundError: there is no checkpoint.
@@ -20,6 +21,8 @@ def load_model(run_or_checkpoint: Path) -> tuple[Aligner, dict[str, Any]]:
             `check_config`), or its weights do not fit its configuration.
     """
     path = run_or_checkpoint
+    if is_export(path):
+        return load_export(path)
     if path.is_dir():
         path = CheckpointFolder(path / "checkpoints", 1).latest()
     content = load_checkpoint(path)
