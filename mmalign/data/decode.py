@@ -6,6 +6,7 @@ headers and compared with the limits before memory is taken for the decoded valu
 
 import io
 import warnings
+import zlib
 from collections.abc import Callable
 from typing import Any
 
@@ -28,7 +29,9 @@ WHITE: Colour = (255, 255, 255)
 _IMAGE_FORMATS = ("PNG", "JPEG", "WEBP")
 _AUDIO_FORMATS = ("FLAC", "WAV", "WAVEX", "OGG", "MP3")
 _OGG_LAST_PAGE = 4
-_PNG_TAIL_BYTES = 1 << 16
+_MIRRORED_BYTES = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
+_PNG_SIGNATURE_BYTES = 8
+_PNG_CRITICAL = (b"IHDR", b"PLTE", b"IDAT")
 
 
 def decode(
@@ -80,8 +83,8 @@ def decode_image(data: bytes, limits: Limits, size: int | None = None, backgroun
     if size is not None and picture.format == "JPEG":
         picture.draft("RGB", (2 * size, 2 * size))
     picture.load()
-    if picture.format == "PNG" and b"IEND\xaeB`\x82" not in data[-_PNG_TAIL_BYTES:]:
-        raise SampleError("truncated: the closing chunk is missing")
+    if picture.format == "PNG":
+        _check_png(data)
     if picture.mode.startswith("I"):
         # Sixteen bits of grey; PIL's own conversion would clip them to eight.
         picture = Image.fromarray((np.asarray(picture, dtype=np.int64) >> 8).clip(0, 255).astype(np.uint8))
@@ -91,6 +94,24 @@ def decode_image(data: bytes, limits: Limits, size: int | None = None, backgroun
         opaque.paste(picture, mask=picture.getchannel("A"))
         return opaque
     return picture.convert("RGB")
+
+
+def _check_png(data: bytes) -> None:
+    """Follow the chunks up to the closing one; compare the checksums of those that make up the picture.
+
+    PIL leaves rows that it could not read black, and reads some damaged chunks as if they were whole.
+    """
+    position = _PNG_SIGNATURE_BYTES
+    while position + 12 <= len(data):
+        length, kind = int.from_bytes(data[position : position + 4], "big"), data[position + 4 : position + 8]
+        if kind == b"IEND":
+            return
+        end = position + 8 + length
+        stated = int.from_bytes(data[end : end + 4], "big")
+        if kind in _PNG_CRITICAL and zlib.crc32(data[position + 4 : end]) != stated:
+            raise SampleError(f"damaged: a chunk {kind.decode()} at byte {position} differs from its checksum")
+        position = end + 4
+    raise SampleError("truncated: the closing chunk is missing")
 
 
 def decode_audio(data: bytes, limits: Limits) -> tuple[Float32[np.ndarray, " samples"], int]:
@@ -122,15 +143,31 @@ def decode_audio(data: bytes, limits: Limits) -> tuple[Float32[np.ndarray, " sam
 
 
 def _check_ogg(data: bytes) -> None:
-    """An Ogg file that was cut plays as a shorter one, so its pages are followed up to the one marked as the last."""
+    """Follow an Ogg file's pages up to the one marked as the last, and compare their checksums.
+
+    Decoders play a file that was cut as a shorter one, and pass over pages that were damaged.
+    """
     position, flags = 0, 0
     while position + 27 <= len(data):
         if data[position : position + 4] != b"OggS":
             raise SampleError(f"damaged: no Ogg page at byte {position}")
         flags, segments = data[position + 5], data[position + 26]
-        position += 27 + segments + sum(data[position + 27 : position + 27 + segments])
+        end = position + 27 + segments + sum(data[position + 27 : position + 27 + segments])
+        stated = int.from_bytes(data[position + 22 : position + 26], "little")
+        if end <= len(data) and _ogg_checksum(data[position:end]) != stated:
+            raise SampleError(f"damaged: the Ogg page at byte {position} differs from its checksum")
+        position = end
     if position != len(data) or not flags & _OGG_LAST_PAGE:
         raise SampleError("truncated: the last Ogg page is missing or incomplete")
+
+
+def _ogg_checksum(page: bytes) -> int:
+    """RFC 3533: CRC-32 over the page with its checksum set to zero, from zero, most significant bit first.
+
+    zlib's runs the other way round, so the bits of each byte are mirrored, and those of the result.
+    """
+    mirrored = (page[:22] + bytes(4) + page[26:]).translate(_MIRRORED_BYTES)
+    return int(f"{zlib.crc32(mirrored, 0xFFFFFFFF) ^ 0xFFFFFFFF:032b}"[::-1], 2)
 
 
 def decode_text(data: bytes, limits: Limits) -> str:

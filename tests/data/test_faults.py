@@ -54,6 +54,7 @@ def faults(picture: Callable[..., bytes], recording: Callable[..., bytes]) -> di
         "truncated FLAC": {"flac": flac[:-9]},
         "corrupt FLAC": {"flac": flac[:3000] + b"\xff" * 50 + flac[3050:]},
         "truncated Ogg": {"flac": ogg[:-9]},
+        "corrupt Ogg": {"flac": ogg[:3000] + b"\xff" * 50 + ogg[3050:]},
         "a recording above the limit": {"flac": wav(8001)},
         "a recording of zero length": {"flac": wav(0)},
         "a recording of NaN": {"flac": wav(10, float("nan"))},
