@@ -145,8 +145,10 @@ def tradeoff_figure(comparison: Comparison) -> "Figure | None":
     return stability_plasticity(points, ", ".join(comparison.new), "seconds of training")
 
 
-def write_comparison(runs: Sequence[Path], out: Path, results: Path | None = None, command: str | None = None) -> None:
-    """Write OUT/comparison.json and .csv, and the shipped format to `results`.
+def write_comparison(
+    runs: Sequence[Path], out: Path, results: Path | None = None, command: str | None = None
+) -> Comparison:
+    """Write OUT/comparison.json and .csv, and the shipped format to `results`; returns what they hold.
 
     `command` is what made the figures; None takes the command line of this process.
     """
@@ -161,6 +163,7 @@ def write_comparison(runs: Sequence[Path], out: Path, results: Path | None = Non
     if results is not None:
         results.parent.mkdir(parents=True, exist_ok=True)
         _write_json(results, content)
+    return comparison
 
 
 def results_content(comparison: Comparison, command: str) -> dict[str, Any]:

@@ -99,6 +99,8 @@ def read_arms(file: Path, overrides: dict[str, Any], names: list[str] | None = N
     for seed in seeds:
         for arm in names or arms:
             config = read_config(file, {**overrides, "seed": seed}, arm)
+            logging = config["logging"] = {"group": config["name"], **(config.get("logging") or {})}
+            logging["group"] = logging["group"] or config["name"]
             config["name"] = f"{config['name']}/{arm}/seed-{seed}"
             configs[arm, int(seed)] = check_config(config)
     return Arms(configs)
@@ -151,10 +153,22 @@ def adopt(source: Path, target: Path, config: dict[str, Any], stages: int) -> No
 
 
 def compare_runs(runs: list[Path], out: Path, results: Path | None) -> None:
-    """Tables, heat maps and plots of finished runs: OUT/report.html, OUT/comparison.json and .csv, and `results`."""
+    """Tables, heat maps and plots of finished runs: OUT/report.html, OUT/comparison.json and .csv, and `results`.
+
+    The same goes to W&B as a run of its own, with the settings of the first run, whose group it joins.
+    """
     from mmalign.report.commands import report
     from mmalign.report.compare import write_comparison
+    from mmalign.training.logging import LoggerSettings, make_loggers
 
     out.mkdir(parents=True, exist_ok=True)
-    write_comparison(runs, out, results)
-    print(report(runs, out / "report.html"))
+    comparison = write_comparison(runs, out, results)
+    page = report(runs, out / "report.html")
+    first = load_yaml(runs[0] / "config.yaml") if (runs[0] / "config.yaml").exists() else {}
+    settings = LoggerSettings(**first.get("logging", {}))
+    described = {"runs": [str(run) for run in runs], "arms": list(comparison.arms)}
+    loggers = make_loggers(out, described, settings, f"{settings.group or out.name}/comparison")
+    loggers.log_comparison(comparison)
+    loggers.log_report(page)
+    loggers.close()
+    print(page)

@@ -1,12 +1,14 @@
 """Arms that begin alike begin once, and it makes no difference."""
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 from mmalign.evaluation.table import read_rows
-from mmalign.training.compare import Arms, read_arms, shared_stages
+from mmalign.training.compare import Arms, compare_runs, read_arms, shared_stages
 from mmalign.training.yaml_config import ConfigError
 
 ROOT = Path(__file__).parents[2]
@@ -56,6 +58,19 @@ def test_an_adopted_beginning_equals_its_own(tmp_path, monkeypatch):
         r.value for r in read_rows(naive / "metrics.jsonl") if r.stage == "sounds"
     ]
     assert [r.value for r in ends["0.00"]] != [r.value for r in ends["1.00"]]
+
+    # side by side: the page, the figures, and the same in W&B, in the group of the runs
+    config = yaml.safe_load((naive / "config.yaml").read_text())
+    assert config["logging"]["group"] == "demo"
+    (naive / "config.yaml").write_text(yaml.safe_dump(config | {"logging": {"mode": "offline", "group": "demo"}}))
+    compare_runs(
+        [naive, next(path for path in together if path != adopted)], tmp_path / "out", tmp_path / "results.json"
+    )
+    assert (tmp_path / "out" / "report.html").exists()
+    assert json.loads((tmp_path / "results.json").read_text())["summary"]
+    pictures = [str(path) for path in (tmp_path / "out" / "wandb").glob("offline-*/files/media/images/**/*.png")]
+    assert sum("forgetting_matrix" in path for path in pictures) == 2
+    assert any("stability_plasticity" in path for path in pictures)
 
 
 def test_a_file_without_arms_is_refused():
