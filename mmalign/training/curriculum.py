@@ -47,6 +47,10 @@ class Curriculum:
         directory: Path,
         rank: int = 0,
     ) -> None:
+        if experiment.runtime.precision == "64-true":
+            # as Lightning does when a stage begins; here already, because a checkpoint of such a stage is loaded before
+            for module in (experiment.model, *experiment.losses.values()):
+                module.double()
         self.experiment = experiment
         self.config = config
         self.directory = directory
