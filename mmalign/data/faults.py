@@ -2,7 +2,9 @@
 
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -73,6 +75,8 @@ class SampleError(Exception):
 class QuarantineLog:
     """Appends faults to a file of JSON lines, each (dataset, split, shard, key, stage) once, also over resumptions.
 
+    Several ranks may write to one file; each knows what the others wrote once it has called `refresh`.
+
     Attributes:
         count: faults in the file.
     """
@@ -80,21 +84,41 @@ class QuarantineLog:
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
         self._known: set[tuple[Any, ...]] = set()
+        self._read_bytes = 0
         if self.path.exists():
-            text = self.path.read_text(encoding="utf-8")
+            data = self.path.read_bytes()
             # A run that was killed while writing leaves half a line behind; it is written anew when its fault recurs.
-            complete = text[: text.rfind("\n") + 1]
-            if complete != text:
+            complete = data.rfind(b"\n") + 1
+            if complete != len(data):
                 with open(self.path, "r+b") as file:
-                    file.truncate(len(complete.encode("utf-8")))
-            self._known = {self._identity(json.loads(line)) for line in complete.splitlines()}
+                    file.truncate(complete)
+        self.refresh()
 
     @property
     def count(self) -> int:
         return len(self._known)
 
+    def count_of(self, splits: Iterable[tuple[str, str]]) -> int:
+        """Faults of these (data set, split)."""
+        wanted = set(splits)
+        return sum(identity[:2] in wanted for identity in self._known)
+
+    def refresh(self) -> None:
+        """Read what was written since, by this process or another one."""
+        if not self.path.exists() or self.path.stat().st_size == self._read_bytes:
+            return
+        with open(self.path, "rb") as file:
+            file.seek(self._read_bytes)
+            new = file.read()
+        new = new[: new.rfind(b"\n") + 1]
+        self._read_bytes += len(new)
+        self._known |= {self._identity(json.loads(line)) for line in new.decode("utf-8").splitlines()}
+
     def add(self, faults: Iterable[Fault | dict[str, Any]]) -> int:
         """Write those that are new; returns how many were."""
+        faults = list(faults)
+        if faults:
+            self.refresh()
         lines = []
         for fault in faults:
             record = fault.to_dict() if isinstance(fault, Fault) else dict(fault)
@@ -112,7 +136,29 @@ class QuarantineLog:
                 os.close(descriptor)
         return len(lines)
 
+    @contextmanager
+    def reported(self) -> Iterator[None]:
+        """Within it, what `report_faults` is told is added here."""
+        token = _reporting.set(self)
+        try:
+            yield
+        finally:
+            _reporting.reset(token)
+
     @staticmethod
     def _identity(record: dict[str, Any]) -> tuple[Any, ...]:
         place = record["offset"] if not record["key"] else None
         return (record["dataset"], record["split"], record["shard"], record["key"], record["stage"], place)
+
+
+_reporting: ContextVar[QuarantineLog | None] = ContextVar("_reporting", default=None)
+
+
+def report_faults(faults: Iterable[Fault | dict[str, Any]]) -> None:
+    """Add to the quarantine of the run within which this is called; outside of a run, nothing is written.
+
+    For readers that hand out rows and no batches, which carry their faults with them: evaluations and feature caches.
+    """
+    log = _reporting.get()
+    if log is not None:
+        log.add(faults)

@@ -84,12 +84,13 @@ class VariantLoader:
         bound = BoundData.for_modality(name or data.split, data, modality, preprocess, limits or Limits())
         self._blocks = VariantBlocks(bound, modality, preprocess, batch_size, limits or Limits(), features)
         self._chosen = range(rank, len(self._blocks), world)
+        self._known = bound.known_faults if rank == 0 else []  # of the index: told once
         self.samples = bound.count
         self.faults: list[Fault] = []
         self.missing = 0
 
     def __iter__(self) -> Iterator[tuple[Values, list[VariantInfo]]]:
-        self.faults, self.missing = list(self._blocks.data.known_faults), 0
+        self.faults, self.missing = list(self._known), 0
         for block in ordered(self._blocks, self._chosen, self.num_workers):
             self.faults += block.faults
             self.missing += block.missing

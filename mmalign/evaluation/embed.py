@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from mmalign.data.config import ShardData
+from mmalign.data.faults import report_faults
 from mmalign.data.precompute import open_or_build
 from mmalign.data.sample import DEFAULT_MEMBERS
 from mmalign.data.variants import VariantInfo, VariantLoader
@@ -121,6 +122,7 @@ def embed_modality(
             outputs.append(output.float().cpu())
         infos += batch_infos
     if loader.faults:
+        report_faults(loader.faults)
         warnings.warn(
             f"{data.shards}: {len(loader.faults)} {modality} items cannot be used: {loader.faults[0]}", stacklevel=2
         )

@@ -11,7 +11,7 @@ from torch import Tensor
 from mmalign.batch import Values
 from mmalign.data.config import ShardData
 from mmalign.data.decode import decode
-from mmalign.data.faults import Limits, SampleError
+from mmalign.data.faults import Limits, SampleError, report_faults
 from mmalign.data.order import keyed_hash
 from mmalign.data.sample import DEFAULT_MEMBERS
 from mmalign.data.select import group_of, variants_in
@@ -33,7 +33,7 @@ class Text:
 
 
 def read_texts(data: ShardData, modality: str) -> list[Text]:
-    """Every text that stands for the modality, in the order of the split; what cannot be read is left out.
+    """Every text that stands for the modality, in the order of the split; what cannot be read is left out, and a fault.
 
     Raises:
         ValueError: the split has no text at all.
@@ -49,8 +49,8 @@ def read_texts(data: ShardData, modality: str) -> list[Text]:
                 Text(decode("text", variant.name, variant.data, limits), group)
                 for variant in variants_in(sample, pattern, limits)
             ]
-        except SampleError:
-            continue
+        except SampleError as error:
+            report_faults([samples.fault(index, error, data.split)])
     if not texts:
         raise ValueError(f"{data.shards}: no sample of the split {data.split!r} has a member {pattern!r}")
     return texts

@@ -25,7 +25,8 @@ class Journal(L.Callback):
         offset: optimizer steps of the stages before.
         every: in steps.
         quarantine: gets the faults of every batch.
-        allowed_faults: the run stops when there are more.
+        splits: (data set, split) that the stage draws from.
+        allowed_faults: the run stops when there are more among these.
     """
 
     def __init__(
@@ -34,12 +35,14 @@ class Journal(L.Callback):
         offset: int,
         every: int,
         quarantine: QuarantineLog,
+        splits: set[tuple[str, str]],
         allowed_faults: float,
     ) -> None:
         self._log = log  # not `log`: Lightning sets that name of every callback
         self.offset = offset
         self.every = every
         self.quarantine = quarantine
+        self.splits = splits
         self.allowed_faults = allowed_faults
         self.samples = 0
         self.waited_seconds = 0.0
@@ -51,9 +54,12 @@ class Journal(L.Callback):
 
     def on_train_batch_start(self, trainer: L.Trainer, module: L.LightningModule, batch: Batch, batch_idx: int) -> None:
         self.waited_seconds += time.perf_counter() - self._ended
-        if self.quarantine.add(batch.faults) and self.quarantine.count > self.allowed_faults:
+        if not self.quarantine.add(batch.faults):
+            return
+        lost = self.quarantine.count_of(self.splits)
+        if lost > self.allowed_faults:
             raise ValueError(
-                f"{self.quarantine.count} samples cannot be used, more than max_fault_share allows "
+                f"{lost} samples cannot be used, more than max_fault_share allows "
                 f"({self.allowed_faults:.0f}); {self.quarantine.path} says which and why"
             )
 
@@ -70,6 +76,7 @@ class Journal(L.Callback):
         if self._due(trainer.global_step, trainer):
             now = time.perf_counter()
             elapsed = now - self._since
+            self.quarantine.refresh()  # the other ranks write to it, too
             values: dict[str, Any] = {"stage": module.plan.name, "stage_step": trainer.global_step}
             values |= {name: float(term) for name, term in module.terms.items()}
             values |= {
@@ -101,6 +108,17 @@ def peak_memory_bytes() -> int:
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def stop_unless_finite(module: torch.nn.Module, place: str) -> None:
+    """A finite loss may have an infinite gradient: the weights are ruined before the next loss tells.
+
+    Raises:
+        FloatingPointError: names the first parameter that is not finite; before a checkpoint is written.
+    """
+    for name, parameter in module.named_parameters():
+        if not torch.isfinite(parameter).all():
+            raise FloatingPointError(f"{place}: {name} is not finite. The last checkpoint is untouched.")
 
 
 class Checkpoints(L.Callback):
@@ -138,6 +156,7 @@ class Checkpoints(L.Callback):
         if step >= trainer.max_steps:
             return
         if terminated or late or step % self.every_steps == 0:
+            stop_unless_finite(module, f"stage {module.plan.name!r}, step {step}")
             trainer.save_checkpoint(self.folder.within(module.plan.index, step))
             self._saved = time.monotonic()
             if trainer.is_global_zero:

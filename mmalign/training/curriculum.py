@@ -20,7 +20,7 @@ from mmalign.evaluation.base import Moment
 from mmalign.evaluation.run import evaluate_all
 from mmalign.evaluation.table import Row, read_rows, write_rows
 from mmalign.retention.base import Retention, StagePlan, preprocess_of
-from mmalign.training.callbacks import Checkpoints, Journal
+from mmalign.training.callbacks import Checkpoints, Journal, stop_unless_finite
 from mmalign.training.checkpoints import AtomicCheckpointIO, CheckpointFolder, load_checkpoint, save_atomically
 from mmalign.training.cost import CostMeter, StageCost
 from mmalign.training.experiment import Experiment, Stage
@@ -154,7 +154,8 @@ class Curriculum:
         if any(row.stage == name for row in self.rows) or (name == "start" and index > 0):
             return
         self.experiment.model.to(self.device)
-        rows = evaluate_all(self.experiment.model, self.experiment.evaluation, self.moment(index))
+        with self.quarantine.reported():
+            rows = evaluate_all(self.experiment.model, self.experiment.evaluation, self.moment(index))
         self.rows += rows
         self.evaluated = True
         if self.rank == 0:
@@ -219,11 +220,13 @@ class Curriculum:
             method.begin(plan, experiment.model, dict(experiment.losses))
         samples = sum(len(ShardSet.open(data.shards, data.split)) for data in plan.data.values())
         trainer, cost = self._trainer(plan, stage, experiment.max_fault_share * samples)
-        stream = self._stream(plan, trainer.world_size, trainer.global_rank)
+        with self.quarantine.reported():
+            stream = self._stream(plan, trainer.world_size, trainer.global_rank)
         loader = StageLoader(stream, workers=runtime.workers)
         mid_stage = self.checkpoints.last_within(index)
         started = time.perf_counter()
         trainer.fit(module, loader, ckpt_path=None if mid_stage is None else str(mid_stage), weights_only=True)
+        stop_unless_finite(module, f"stage {name!r}, its last step")
         self.device = trainer.strategy.root_device
         module.to(self.device)  # Lightning has taken it back to the CPU
         for method in reversed(methods.values()):
@@ -273,8 +276,9 @@ class Curriculum:
         runtime = self.experiment.runtime
         offset = self._steps_before(plan.index)
         cost = CostMeter(runtime.price_per_hour)
+        splits = {(name, data.split) for name, data in plan.data.items()}
         callbacks: list[L.Callback] = [
-            Journal(self.loggers.log, offset, runtime.log_every_steps, self.quarantine, allowed_faults),
+            Journal(self.loggers.log, offset, runtime.log_every_steps, self.quarantine, splits, allowed_faults),
             cost,
             Checkpoints(self.checkpoints, runtime.checkpoint_every_steps, runtime.checkpoint_every_minutes),
         ]

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from mmalign.data.check import check
 from mmalign.data.config import ShardData
-from mmalign.data.faults import Fault, Limits, QuarantineLog, SampleError
+from mmalign.data.faults import Fault, Limits, QuarantineLog, SampleError, report_faults
 from mmalign.data.index import build_index
 from mmalign.data.sample import RawSample
 from mmalign.data.shardset import ShardSet
@@ -185,6 +185,21 @@ def test_the_log_keeps_each_fault_once(tmp_path: Path) -> None:
     log = QuarantineLog(log.path)
     assert (log.count, log.add([fault]), log.add([Fault("y.tar", "", 0, "index", "e")])) == (2, 0, 1)
     assert [json.loads(line)["shard"] for line in log.path.read_text().splitlines()] == ["x.tar", "x.tar", "y.tar"]
+
+
+def test_ranks_write_one_log(tmp_path: Path) -> None:
+    """A sample that two ranks met stands there once, and each rank counts what all of them found."""
+    first, second = (QuarantineLog(tmp_path / "quarantine.jsonl") for _ in range(2))
+    one, two = (Fault("x.tar", key, 0, "decode", "é", "d", "train") for key in "ab")
+    assert (first.add([one]), second.add([one, two]), first.add([two]), second.add([])) == (1, 1, 0, 0)
+    other = Fault("y.tar", "c", 0, "decode", "e", "d", "test")
+    with first.reported():
+        report_faults([other])
+    report_faults([Fault("z.tar", "d", 0, "decode", "e", "d", "test")])  # outside of a run: nobody's
+    second.refresh()
+    assert first.count == second.count == 3
+    assert second.count_of({("d", "train")}) == 2
+    assert [json.loads(line)["key"] for line in first.path.read_text().splitlines()] == ["a", "b", "c"]
 
 
 def mutate(data: bytes, generator: random.Random) -> bytes:

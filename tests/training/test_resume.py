@@ -1,9 +1,13 @@
 """A run that is interrupted goes on exactly; see also scripts/crash_test, which does the same with many more kills."""
 
+import csv
+import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 from pathlib import Path
 
@@ -102,6 +106,67 @@ def test_a_loss_that_is_not_finite_stops_before_the_checkpoint(workplace, monkey
     monkeypatch.undo()
     train(quick(), out, resume=True)
     assert any(row.stage == "audio_text" for row in read_rows(out / "metrics.jsonl"))
+
+
+def test_an_infinite_gradient_stops_before_the_checkpoint(workplace, monkeypatch):
+    """The loss of that step is finite; the weights after it are not."""
+    from mmalign.training.module import AlignmentModule
+
+    def poisoned(self, *_, **__):
+        if self.global_step == 3:  # the step after which a checkpoint is due
+            next(p for p in self.parameters() if p.grad is not None).grad[:] = float("inf")
+
+    monkeypatch.setattr(AlignmentModule, "configure_gradient_clipping", poisoned)
+    out = workplace / "infinite"
+    with pytest.raises(FloatingPointError, match=r"'image_text', step 4: model\..* is not finite"):
+        train(quick(), out)
+    assert [path.name for path in (out / "checkpoints").iterdir()] == ["stage-00.ckpt"]
+
+
+def test_unusable_samples_of_training_and_evaluation_are_listed(workplace):
+    if not (workplace / "data" / "debug").exists():
+        train(quick(**SHORT), workplace / "plain")  # builds it
+    damaged = workplace / "data" / "damaged"
+    shutil.copytree(workplace / "data" / "debug", damaged)
+    broken = {split: damage(damaged / f"{split}-000000.tar", every) for split, every in (("train", 20), ("test", 30))}
+    places = ("stages.image_text.data.scenes", "stages.audio_text.data.scenes", "evaluation.scenes.init_args.data")
+    config = SHORT | {f"{place}.shards": "data/damaged" for place in places}
+    out = workplace / "faulty"
+    train(quick(**config), out)
+    lines = [json.loads(line) for line in (out / "quarantine.jsonl").read_text().splitlines()]
+    found = {split: {line["key"] for line in lines if line["split"] == split} for split in broken}
+    assert found["test"] == broken["test"]
+    assert found["train"]
+    assert found["train"] <= broken["train"]
+    assert len(lines) == len({(line["dataset"], line["split"], line["key"]) for line in lines})
+    log = list(csv.DictReader((out / "train.csv").open()))
+    assert int(log[0]["quarantined"]) >= len(broken["test"])
+    assert int(log[-1]["quarantined"]) == len(lines)
+    rows = [row for row in read_rows(out / "metrics.jsonl") if row.direction == "image->text" and row.metric == "R@1"]
+    assert {row.n_missing for row in rows} == {len(broken["test"])}
+    with pytest.raises(ValueError, match=r"samples cannot be used, more than max_fault_share allows \(0\)"):
+        train(quick(**config, max_fault_share=0.0), workplace / "stopped")
+
+
+SHORT = {
+    "stages.image_text.steps": 3,
+    "stages.audio_text.steps": 1,
+    "stages.image_text.optimization.warmup_steps": 0,
+    "stages.audio_text.optimization.warmup_steps": 0,
+    "runtime.log_every_steps": 1,
+}
+
+
+def damage(path: Path, every: int) -> set[str]:
+    """Change a byte of every n-th sample's picture, after it was indexed; returns their keys."""
+    data, broken = bytearray(path.read_bytes()), set()
+    with tarfile.open(path) as tar:
+        pictures = [member for member in tar.getmembers() if member.name.endswith(".png")]
+    for member in pictures[::every]:
+        data[member.offset_data + 40] ^= 1
+        broken.add(member.name.removesuffix(".png"))
+    path.write_bytes(data)
+    return broken
 
 
 def test_a_memory_survives(workplace):
