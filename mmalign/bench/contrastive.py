@@ -1,7 +1,7 @@
 """The contrastive losses, forward and backward, against open_clip's and against themselves at four times the batch."""
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -75,7 +75,7 @@ class InfoNCEAgainstOpenClip(_Contrast):
     name = "infonce"
     title = "InfoNCE, forward and backward, 8,192 × 512"
     sides = ("open_clip", "mmalign")
-    needs = {"open_clip": ("open_clip",)}
+    needs: ClassVar = {"open_clip": ("open_clip",)}
     quantities = _quantities(_LOSSES["infonce"], "<= 0.4", "<= 0.125")
 
     def roofline(self, quantity: Quantity, medians: Mapping[str, Mapping[str, float]], ceilings: Ceilings) -> str:
@@ -115,7 +115,7 @@ class SigLIPAgainstOpenClip(_Contrast):
     name = "siglip"
     title = "SigLIP, forward and backward, 8,192 × 512"
     sides = ("open_clip", "mmalign")
-    needs = {"open_clip": ("open_clip",)}
+    needs: ClassVar = {"open_clip": ("open_clip",)}
     loss = "siglip"
     quantities = _quantities(_LOSSES["siglip"], "<= 0.7", "<= 0.16666667")
 

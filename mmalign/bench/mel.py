@@ -1,6 +1,7 @@
 """Log-mel spectrograms against librosa's."""
 
 from collections.abc import Callable
+from typing import ClassVar
 
 import numpy as np
 
@@ -17,7 +18,7 @@ class MelAgainstLibrosa(Benchmark):
     name = "log-mel"
     title = "log-mel of 32 clips of 10 s at 16 kHz, 400/160/64"
     sides = ("librosa", "mmalign")
-    needs = {"librosa": ("librosa",)}
+    needs: ClassVar = {"librosa": ("librosa",)}
     quantities = (
         Quantity("clips per second", "rate", "mmalign", "librosa", _PEER, ">= 5", unit="clips/s"),
         Quantity("error of the power mel", "power", "mmalign", "librosa", _PEER, "<= 1e-4", "elementwise"),

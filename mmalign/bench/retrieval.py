@@ -1,6 +1,7 @@
 """Ranks of retrieval against the bare matrix product, and against clip_benchmark's recall."""
 
 from collections.abc import Callable, Mapping
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -35,7 +36,7 @@ class Captions(_Ranks):
     title = "ranks and AP@10 of 5,000 pictures among 25,000 captions, 512 channels"
     pictures, captions = 5_000, 25_000
     sides = ("matmul", "mmalign", "clip_benchmark-small", "mmalign-small")
-    needs = {"clip_benchmark-small": ("clip_benchmark",)}
+    needs: ClassVar = {"clip_benchmark-small": ("clip_benchmark",)}
     quantities = (
         Quantity("time", "seconds", "mmalign", "matmul", "the bare matrix product", "<= 1.3"),
         Quantity(
