@@ -10,6 +10,7 @@ from typing import BinaryIO
 
 import numpy as np
 import torch
+from filelock import FileLock
 from torch import Tensor
 
 from mmalign.batch import Values
@@ -64,13 +65,16 @@ def open_or_build(
         return found
     folder = directory / digest
     folder.mkdir(parents=True, exist_ok=True)
-    parts = [folder / f"part-{start:010d}.npz" for start in range(0, bound.count, _PART_SAMPLES)]
-    _compute(bound, modality, tower, limits, parts, batch_size, num_workers, progress)
-    _merge(folder, parts, tower.width)
-    described = json.dumps(depends | {"digest": digest, "width": tower.width}).encode()
-    _write(folder / "cache.json", lambda file: file.write(described))
-    for part in parts:
-        part.unlink(missing_ok=True)
+    with FileLock(directory / f".{digest}.lock"):  # runs side by side build one cache once: the others wait here
+        if (found := FeatureCache.find(directory, digest)) is not None:
+            return found
+        parts = [folder / f"part-{start:010d}.npz" for start in range(0, bound.count, _PART_SAMPLES)]
+        _compute(bound, modality, tower, limits, parts, batch_size, num_workers, progress)
+        _merge(folder, parts, tower.width)
+        described = json.dumps(depends | {"digest": digest, "width": tower.width}).encode()
+        _write(folder / "cache.json", lambda file: file.write(described))
+        for part in parts:
+            part.unlink(missing_ok=True)
     return FeatureCache(folder)
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -298,6 +299,20 @@ def test_an_interrupted_feature_build_goes_on(
     assert tower.calls == 3  # of 5 batches, 2 were in a part that was complete
     for name in ("features.npy", "offsets.npy"):
         assert (resumed.directory / name).read_bytes() == (whole.directory / name).read_bytes()
+
+
+def test_two_runs_at_once_build_a_cache_once(preprocess: dict[str, Preprocess], shards: Path, tmp_path: Path) -> None:
+    data = ShardData(str(shards), modalities={"image": "png"})
+    towers = [Tower(preprocess["image"]) for _ in range(2)]
+    towers[1].load_state_dict(towers[0].state_dict())
+
+    def build(tower: Tower) -> str:
+        return open_or_build(data, "image", tower, directory=tmp_path / "features", progress=False).digest
+
+    with ThreadPoolExecutor(2) as pool:
+        digests = list(pool.map(build, towers))
+    assert digests[0] == digests[1]
+    assert min(tower.calls for tower in towers) == 0
 
 
 def test_limits_apply_to_what_is_drawn(
