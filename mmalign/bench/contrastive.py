@@ -33,10 +33,7 @@ class _Contrast(Benchmark):
         return step(*_vectors(self.batch(side)))
 
     def _mmalign(self, x: Tensor, y: Tensor) -> Callable[[], Outcome]:
-        loss: Loss = InfoNCE("a", "b") if self.loss == "infonce" else SigLIP("a", "b")
-        present = torch.ones(len(x), dtype=torch.bool)
-        embeddings = Embeddings({"a": x, "b": y}, {"a": present, "b": present}, torch.arange(len(x)))
-        return lambda: _finish(loss(embeddings), x)
+        return _mmalign_step(InfoNCE("a", "b") if self.loss == "infonce" else SigLIP("a", "b"), x, y)
 
     def _open_clip(self, x: Tensor, y: Tensor) -> Callable[[], Outcome]:
         from open_clip.loss import ClipLoss, SigLipLoss
@@ -45,6 +42,17 @@ class _Contrast(Benchmark):
         scale = torch.tensor(1 / 0.07 if self.loss == "infonce" else 10.0, requires_grad=True)
         more = {} if self.loss == "infonce" else {"logit_bias": torch.tensor(-10.0, requires_grad=True)}
         return lambda: _finish(loss(x, y, scale, **more), x)
+
+
+def _mmalign_step(loss: Loss, x: Tensor, y: Tensor) -> Callable[[], Outcome]:
+    present = torch.ones(len(x), dtype=torch.bool)
+    embeddings = Embeddings({"a": x, "b": y}, {"a": present, "b": present}, torch.arange(len(x)))
+    return lambda: _finish(loss(embeddings), x)
+
+
+def loss_step(batch: int) -> Callable[[], Outcome]:
+    """mmalign's InfoNCE of so many rows, forward and backward."""
+    return _mmalign_step(InfoNCE("a", "b"), *_vectors(batch))
 
 
 def _vectors(batch: int) -> tuple[Tensor, Tensor]:
