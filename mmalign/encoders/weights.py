@@ -1,6 +1,7 @@
 """Where a tower's weights come from: a file, or a name of the asset registry; and how they are read."""
 
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -24,12 +25,19 @@ def locate(name: str) -> Path:
 
 
 def load_tensors(path: Path) -> dict[str, Any]:
-    """A state dict from a safetensors file or a torch checkpoint. No code in the file is ever run."""
+    """A state dict from a safetensors file or a torch checkpoint. No code in the file is ever run.
+
+    Raises:
+        ValueError: it holds something else.
+    """
     if path.suffix == ".safetensors":
         from safetensors.torch import load_file
 
         return load_file(path)
-    loaded = torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except UnpicklingError as error:
+        raise ValueError(f"{path}: not a file of weights (only tensors and plain values are read): {error}") from error
     if not isinstance(loaded, dict):
         raise ValueError(f"{path}: expected a state dict, found a {type(loaded).__name__}")
     return loaded.get("state_dict", loaded)

@@ -62,8 +62,12 @@ def _towers(model: Aligner, config: dict[str, Any]) -> str:
         settings = {key: value for key, value in tower.preprocess.spec.items() if key != "class"}  # type: ignore[union-attr, operator]
         parameters = sum(parameter.numel() for parameter in tower.parameters())
         class_path = config["init_args"]["encoders"][name]["class_path"]
-        rows.append([plain(name), f"`{class_path}`", f"{parameters / 1e6:.1f} M", plain(json.dumps(settings))])
+        rows.append([plain(name), f"`{class_path}`", _count(parameters), plain(json.dumps(settings))])
     return _table(["modality", "class", "parameters", "preprocessing"], rows)
+
+
+def _count(number: int) -> str:
+    return f"{number / 1e6:.1f} M" if number >= 1e6 else f"{number / 1e3:.1f} k"
 
 
 def _training(config: dict[str, Any], facts: dict[str, Any]) -> str:
