@@ -49,7 +49,9 @@ def test_the_source_of_the_readme(tmp_path):
     assert [v.data for v in sample.variants("captions[fr]")] == [b"bonjour"]
 
 
-COMMANDS = sorted(set(re.findall(r"(?m)^    (?:.*-m )?(mmalign (?:train|demo|data|compare|report|export) [^\[\|…]*?)$", TEXT)))
+COMMANDS = sorted(
+    set(re.findall(r"(?m)^    (?:.*-m )?(mmalign (?:train|demo|data|compare|report|export) [^\[\|…]*?)$", TEXT))
+)
 
 
 @pytest.mark.parametrize("command", COMMANDS)
