@@ -1,6 +1,7 @@
 """What `mmalign bench` does."""
 
 from pathlib import Path
+from typing import Any
 
 from mmalign.bench.base import Settings
 from mmalign.bench.catalogue import NAMES, find
@@ -58,35 +59,35 @@ def bench(names: list[str], growth: bool, out: Path | None, threads: int | None,
 
         content["growth"] = measure_growth(settings)
         print_growth(content["growth"])
-        _keep(out, content)
         if out is not None:
             from mmalign.bench.growth_plot import save_plot
 
+            out.parent.mkdir(parents=True, exist_ok=True)
             save_plot(content["growth"], out.with_name("growth.png"))
+        _keep(out, content)
     _print_summary(content)
     return 0
 
 
-def _keep(out: Path | None, content: dict) -> None:
+def _keep(out: Path | None, content: dict[str, Any]) -> None:
     """Save, and write the README anew where the file is the one that it shows."""
     if out is None:
         return
     save(out, content)
-    readme = out.parents[2] / "README.md" if len(out.parents) > 2 else None
-    if out == RESULTS and readme is not None and readme.exists():
+    if out == RESULTS and Path("README.md").exists():
         from mmalign.report.readme import update_readme
 
-        update_readme(readme, out.parent)
+        update_readme(Path("README.md"), out.parent)
 
 
-def _print_facts(content: dict) -> None:
+def _print_facts(content: dict[str, Any]) -> None:
     known = ", ".join(f"{name} {found}" for name, found in content["versions"].items() if found)
     size = "" if content["scale"] == 1 else f"; sizes are {content['scale']:g} of the full ones: bars do not apply"
     print(f"{content['machine']}, {content['threads']} threads; {known}{size}")
     print(f"ratios are mmalign over peer: median (min … max) of at least 5 pairs; memory: {content['memory']}")
 
 
-def _print_summary(content: dict) -> None:
+def _print_summary(content: dict[str, Any]) -> None:
     rows = content["rows"]
     if rows:
         missing = sum(row["ratio_median"] is None for row in rows)

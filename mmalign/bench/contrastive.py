@@ -112,8 +112,8 @@ class InfoNCEGrowth(_Contrast):
         gradients, tiles = 2 * 4 * _DIM, 2 * 16 * 2**20
         small, large = (gradients * self.batch(side) + tiles for side in self.sides)
         return (
-            f"{gradients} bytes of gradients a row, which the caller gets, and two tiles of 16 MiB make {small / 2**20:.0f} "
-            f"and {large / 2**20:.0f} MiB: a ratio of {large / small:.2f}; without any tiles it would be 4"
+            f"{gradients} bytes of gradients a row, which the caller gets, and two tiles of 16 MiB make "
+            f"{small / 2**20:.0f} and {large / 2**20:.0f} MiB, a ratio of {large / small:.2f}; without tiles it is 4"
         )
 
 
@@ -148,6 +148,7 @@ def product_roofline(
     return (
         f"{products} products of {operations / 1e9:.1f} GFLOP (the peer: {peer_products}) at the measured "
         f"{ceilings.matmul_flops / 1e9:.0f} GFLOP/s and {exponentials} · {batch}² exponentials at "
-        f"{ceilings.exp_per_second / 1e9:.2f} G/s take {least:.2f} s, the peer takes {peer:.2f} s: in memory linear in the "
-        f"batch no ratio below {least / peer:.2f} is possible here; reached {medians['mmalign']['seconds'] / peer:.2f}"
+        f"{ceilings.exp_per_second / 1e9:.2f} G/s take {least:.2f} s, the peer takes {peer:.2f} s: in memory linear in "
+        f"the batch no ratio below {least / peer:.2f} is possible here; reached "
+        f"{medians['mmalign']['seconds'] / peer:.2f}"
     )

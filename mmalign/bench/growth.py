@@ -13,6 +13,8 @@ from mmalign.bench.run import run_side
 from mmalign.bench.worker import PREPARE
 
 _REPEATS = 3
+MEMORY_FLOOR_MIB = 1.0
+"""Less than this is the allocator's noise, and counts as this much."""
 
 
 class Growing(Benchmark):
@@ -136,7 +138,7 @@ for _task in TASKS:
     _task.sides = tuple(str(size) for size in _task.sizes)
 
 
-def exponent(sizes: Sequence[float], values: Sequence[float]) -> float:
+def exponent(sizes: Sequence[int], values: Sequence[float]) -> float:
     """Slope of the logarithms by least squares: k where values grow as size^k."""
     x, y = np.log(np.asarray(sizes, float)), np.log(np.maximum(np.asarray(values, float), 1e-12))
     return float(np.polyfit(x, y, 1)[0])
@@ -171,7 +173,7 @@ def _fitted(task: type[Growing], settings: Settings, turns: list[list[dict[str, 
         "seconds": seconds,
         "bytes": peaks,
         "time_exponent": exponent(sizes, seconds),
-        "memory_exponent": exponent(sizes, peaks),
+        "memory_exponent": exponent(sizes, [max(peak / 2**20, MEMORY_FLOOR_MIB) for peak in peaks]),
         "expected_time_exponent": task.expected[0],
         "expected_memory_exponent": task.expected[1],
     }

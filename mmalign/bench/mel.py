@@ -13,7 +13,7 @@ _PEER = "librosa"
 
 
 class MelAgainstLibrosa(Benchmark):
-    """The same window, hop, filters and padding; librosa gets one clip at a time, which is faster for it than a batch."""
+    """The same window, hop, filters and padding; librosa gets one clip at a time, as its users do."""
 
     name = "log-mel"
     title = "log-mel of 32 clips of 10 s at 16 kHz, 400/160/64"

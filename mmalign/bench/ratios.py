@@ -143,7 +143,7 @@ def _row(
 def _figure(quantity: Quantity, pair: Mapping[str, Sample]) -> float:
     one = pair[quantity.side]
     if quantity.other is None:
-        return one.measures[quantity.measure]
+        return float(one.measures[quantity.measure])
     other = pair[quantity.other]
     if quantity.kind == "ratio":
         return one.measures[quantity.measure] / max(other.measures[quantity.measure], 1e-12)

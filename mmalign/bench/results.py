@@ -38,6 +38,8 @@ def open_results(path: Path, settings: Settings) -> dict[str, Any]:
     if not path.exists():
         return {**found, "rows": [], "growth": None}
     content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    if not content["rows"] and not content["growth"]:
+        return {**found, "rows": [], "growth": None}
     differing = [key for key in _SAME if content.get(key) != found[key]]
     if differing:
         raise ValueError(f"{path} differs in {', '.join(differing)}; its figures cannot be mixed: remove it or move it")

@@ -80,9 +80,9 @@ class Square(_Ranks):
         product = 2 * scores * _DIM / ceilings.matmul_flops
         passes = 2 * 4 * scores / ceilings.bytes_per_second
         return (
-            f"{2 * scores * _DIM / 1e12:.2f} TFLOP at the measured {ceilings.matmul_flops / 1e9:.0f} GFLOP/s take {product:.1f} "
-            f"s; each score is then compared and counted, {8 * scores / 1e9:.1f} GB written and read: {passes:.1f} s where "
-            f"the tile does not stay in the cache"
+            f"{2 * scores * _DIM / 1e12:.2f} TFLOP at the measured {ceilings.matmul_flops / 1e9:.0f} GFLOP/s take "
+            f"{product:.1f} s; each score is then compared and counted, {8 * scores / 1e9:.1f} GB written and read: "
+            f"{passes:.1f} s where the tile does not stay in the cache"
         )
 
 
@@ -113,7 +113,7 @@ def bare(queries: Tensor, gallery: Tensor, query_group: Tensor, gallery_group: T
 
 
 def clip_benchmark(queries: Tensor, gallery: Tensor, query_group: Tensor, gallery_group: Tensor) -> Outcome:
-    """As its `evaluate` does it, from the embeddings on: scores [captions, pictures], both directions of which it has."""
+    """As its `evaluate` does it, from the embeddings on, for pictures that ask for captions."""
     from clip_benchmark.metrics.zeroshot_retrieval import batchify, recall_at_k
 
     scores = F.normalize(gallery, dim=1) @ F.normalize(queries, dim=1).T

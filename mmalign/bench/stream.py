@@ -14,7 +14,7 @@ _PATTERNS = {"image": "jpg", "text": "txt", "audio": "flac"}
 
 
 class StreamAgainstWebdataset(Benchmark):
-    """The peer shuffles shards and a buffer of 1,000; mmalign's stream is exact, resumable and independent of workers."""
+    """The peer shuffles shards and a buffer of 1,000; mmalign's stream is exact and resumable."""
 
     name = "stream"
     title = "4,000 JPEGs of 320 pixels to 128, 2 s of FLAC, captions: decoded, augmented, collated, batch 64"

@@ -23,7 +23,7 @@ _RECOMMENDED = "precision bf16-mixed where the processor has it, half of the pat
 class TrainingStep(Benchmark):
     """Same weights, pictures, captions and batches, AdamW at a constant rate; time from one step's end to the next.
 
-    The peer reads its csv in the order of mmalign's stream; its optimizer, loop, loss, decoding and workers are its own.
+    The peer reads its csv in the order of mmalign's stream; all else is its own.
     """
 
     name = "training"

@@ -18,15 +18,17 @@ _BLOCK = re.compile(r"(<!-- results:(?P<name>[\w.-]+) -->\n)(?P<body>.*?)(<!-- /
 
 
 def readme_table(path: Path) -> str:
-    """A results file as a Markdown table: one row an arm, mean ± standard deviation over seeds, machine and command.
+    """A results file as a Markdown table, with machine and command.
+
+    A comparison has one row an arm, mean ± standard deviation over seeds; benchmarks have one a quantity.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is not in the format of mmalign.report.compare.
+        ValueError: it is neither in the format of mmalign.report.compare nor in that of mmalign.bench.results.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        return _table(content)
+        return _benchmarks(content) if "threads" in content else _table(content)
     except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
         raise ValueError(f"{path}: not a file of results: {error!r}") from error
 
@@ -83,6 +85,46 @@ def _table(content: dict[str, Any]) -> str:
     note = f"{spread} {plural} {', '.join(str(seed) for seed in seeds)}"
     machine = f"; {_escaped(content['machine'])}" if content["machine"] else ""
     return f"{text}\n\n{note[0].upper()}{note[1:]}{machine}; `{content['command']}`.\n"
+
+
+def _benchmarks(content: dict[str, Any]) -> str:
+    if not content["rows"]:
+        return f"Not measured yet; `{content['command']}`.\n"
+    lines = [
+        ["benchmark", "quantity", "peer", "mmalign / peer", "bar", "reached"],
+        [*["---"] * 3, "---:", "---:", "---"],
+    ]
+    remarks = []
+    for row in content["rows"]:
+        measured = row["ratio_median"] is not None
+        figures = [number(row[f"ratio_{name}"]) for name in ("median", "min", "max")] if measured else ["–"] * 3
+        ratio = f"{figures[0]} ({figures[1]} … {figures[2]})" if measured else "–"
+        verdict = "yes" if row["holds"] else "no" if measured else "not measured"
+        words = [row["benchmark"], row["quantity"], row["peer"], ratio, row["bar"], verdict]
+        lines.append([_escaped(word) for word in words])
+        for remark in filter(None, (row["note"], row["roofline"])):
+            remarks.append(f"- {_escaped(row['benchmark'])}, {_escaped(row['quantity'])}: {_escaped(remark)}.")
+    parts = ["\n".join("| " + " | ".join(line) + " |" for line in lines)]
+    parts += ["\n".join(remarks)] if remarks else []
+    known = ", ".join(f"{name} {version}" for name, version in content["versions"].items() if version)
+    command, size = content["command"], "" if content["scale"] == 1 else f"; {content['scale']:g} of the full sizes"
+    parts.append(
+        f"Median (min … max) of the pairs; {_escaped(content['machine'])}, {content['threads']} threads; {known}; "
+        f"memory: {_escaped(content['memory'])}{size}; `{command}`, one row's with `{command} BENCHMARK`."
+    )
+    return "\n\n".join(parts + _growth(content)) + "\n"
+
+
+def _growth(content: dict[str, Any]) -> list[str]:
+    if not content["growth"]:
+        return []
+    lines = ["| part | sizes | time grows as n to the | memory as n to the |", "| --- | --- | ---: | ---: |"]
+    for entry in content["growth"]:
+        sizes = f"{', '.join(f'{size:,}' for size in entry['sizes'])} {entry['unit']}"
+        power = f"{entry['time_exponent']:.2f} | {entry['memory_exponent']:.2f}"
+        lines.append(f"| {_escaped(entry['task'])} | {_escaped(sizes)} | {power} |")
+    plot = "![Growth of time and memory](configs/results/growth.png)"
+    return ["\n".join(lines), f"`{content['command']} --growth`.", plot]
 
 
 def _known(entry: dict[str, Any] | None) -> bool:
