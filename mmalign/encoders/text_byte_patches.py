@@ -53,6 +53,10 @@ class TextBytePatches(CausalLanguageModel):
         )
         self.norm = nn.LayerNorm(width)
         nn.init.normal_(self.embedding.weight, std=0.05)
+        # What an untrained transformer says is noise to the prediction, which learns first of all to silence it: its
+        # vectors would become constant. So it is not heard at the start.
+        nn.init.zeros_(self.spread.weight)
+        nn.init.zeros_(self.spread.bias)
 
     def forward(self, values: Tensor, mask: Bool[Tensor, "batch length"] | None = None) -> Tokens:
         if mask is None:
