@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from mmalign.batch import Embeddings
 from mmalign.bench.base import Benchmark, Ceilings, Outcome, Quantity
+from mmalign.bench.ratios import verdict
 from mmalign.losses.base import Loss
 from mmalign.losses.infonce import InfoNCE
 from mmalign.losses.siglip import SigLIP
@@ -89,7 +90,7 @@ class InfoNCEAgainstOpenClip(_Contrast):
     def roofline(self, quantity: Quantity, medians: Mapping[str, Mapping[str, float]], ceilings: Ceilings) -> str:
         if quantity.label != "time":
             return ""
-        return product_roofline(self.batch("mmalign"), 4, 6, 2, medians, ceilings)
+        return product_roofline(self.batch("mmalign"), 4, 6, 2, quantity.bar, medians, ceilings)
 
 
 class InfoNCEGrowth(_Contrast):
@@ -130,7 +131,7 @@ class SigLIPAgainstOpenClip(_Contrast):
     def roofline(self, quantity: Quantity, medians: Mapping[str, Mapping[str, float]], ceilings: Ceilings) -> str:
         if quantity.label != "time":
             return ""
-        return product_roofline(self.batch("mmalign"), 3, 3, 2, medians, ceilings)
+        return product_roofline(self.batch("mmalign"), 3, 3, 2, quantity.bar, medians, ceilings)
 
 
 def product_roofline(
@@ -138,6 +139,7 @@ def product_roofline(
     products: int,
     peer_products: int,
     exponentials: int,
+    bar: str,
     medians: Mapping[str, Mapping[str, float]],
     ceilings: Ceilings,
 ) -> str:
@@ -150,5 +152,5 @@ def product_roofline(
         f"{ceilings.matmul_flops / 1e9:.0f} GFLOP/s and {exponentials} · {batch}² exponentials at "
         f"{ceilings.exp_per_second / 1e9:.2f} G/s take {least:.2f} s, the peer takes {peer:.2f} s: in memory linear in "
         f"the batch no ratio below {least / peer:.2f} is possible here; reached "
-        f"{medians['mmalign']['seconds'] / peer:.2f}"
+        f"{medians['mmalign']['seconds'] / peer:.2f}{verdict(least / peer, bar)}"
     )

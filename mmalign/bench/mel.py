@@ -6,6 +6,7 @@ from typing import ClassVar
 import numpy as np
 
 from mmalign.bench.base import Benchmark, Ceilings, Outcome, Quantity
+from mmalign.bench.ratios import verdict
 
 _CLIPS = 32
 _SECONDS = 10
@@ -50,6 +51,7 @@ class MelAgainstLibrosa(Benchmark):
             f"the Fourier transforms and the product with the filters alone, both torch's own, take {1000 * floor:.1f} "
             f"ms, librosa as a whole {1000 * peer:.1f} ms: with these two steps no factor above {peer / floor:.1f} is "
             f"possible; reached {peer / medians['mmalign']['seconds']:.1f}"
+            f"{verdict(peer / floor, quantity.bar)}"
         )
 
     @staticmethod

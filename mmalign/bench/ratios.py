@@ -60,6 +60,13 @@ def reaches(value: float, bar: str) -> bool:
     return value <= float(limit) if sign == "<=" else value >= float(limit)
 
 
+def verdict(possible: float, bar: str) -> str:
+    """The end of a roofline: whether what the machine allows at best, `possible`, explains that the bar was missed."""
+    if reaches(possible, bar):
+        return f"; the bar of {bar} is within that, so this does not explain the miss"
+    return f"; the bar of {bar} is out of reach"
+
+
 def difference(a: np.ndarray, b: np.ndarray, kind: str) -> float:
     """Largest difference of two arrays, see Quantity.kind; infinite where shapes differ or something is not finite."""
     if a.shape != b.shape or not (np.isfinite(a).all() and np.isfinite(b).all()):

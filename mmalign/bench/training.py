@@ -11,6 +11,7 @@ import numpy as np
 from mmalign.bench.base import Benchmark, Ceilings, Outcome, Quantity, Settings
 from mmalign.bench.machine import matrix_extension
 from mmalign.bench.material import clip_name, write_clip, write_pictures
+from mmalign.bench.ratios import verdict
 from mmalign.bench.steps import RecordedInfoNCE, step_seconds, step_times
 
 _BATCH = 32
@@ -127,6 +128,7 @@ class TrainingStep(Benchmark):
         return (
             f"matrix products run at {ceilings.bf16_matmul_flops / 1e9:.0f} GFLOP/s in bf16 and at "
             f"{ceilings.matmul_flops / 1e9:.0f} in fp32: even a step of nothing else would gain a factor of {most:.2f}"
+            f"{verdict(most, quantity.bar)}"
         )
 
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from mmalign.bench.base import Benchmark, Ceilings, Quantity, Sample, Settings
 from mmalign.bench.catalogue import NAMES, find
 from mmalign.bench.growth import exponent
-from mmalign.bench.ratios import Row, difference, reaches, rows
+from mmalign.bench.ratios import Row, difference, reaches, rows, verdict
 from mmalign.bench.scaling import Cluster, Training, bytes_per_step, flops_per_step, loads
 from mmalign.bench.steps import WARM_UP, step_seconds
 
@@ -59,6 +59,12 @@ def test_bars():
     assert not reaches(math.nan, "<= 1")
     with pytest.raises(ValueError, match="about 3"):
         reaches(1.0, "about 3")
+
+
+def test_a_roofline_that_leaves_the_bar_in_reach_explains_nothing():
+    assert "out of reach" in verdict(0.45, "<= 0.4")
+    assert "does not explain" in verdict(0.31, "<= 0.4")
+    assert "out of reach" in verdict(4.5, ">= 5")
 
 
 def test_differences():
