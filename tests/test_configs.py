@@ -20,7 +20,7 @@ from mmalign.training.yaml_config import load_yaml, read_config
 
 FILES = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
 RUNS = [
-    pytest.param(file, arm, id=f"{file.stem}-{arm}", marks=pytest.mark.assets if file.stem == "tuxpaint" else ())
+    pytest.param(file, arm, id=f"{file.stem}-{arm}", marks=pytest.mark.assets if "tuxpaint" in file.stem else ())
     for file in FILES
     for arm in (load_yaml(file).get("arms") or [None])
 ]
@@ -34,10 +34,16 @@ def workplace(tmp_path_factory):
     folder = tmp_path_factory.mktemp("configs")
     before = Path.cwd()
     os.chdir(folder)
-    stamps(Path("data/tuxpaint"))
-    stamps(Path("data/openclipart"))
+    sources = {directory: source for run in RUNS for directory, source in sources_of(*run.values).items()}
+    for directory, source in sources.items():
+        if source["class_path"].endswith((".TuxPaint", ".OpenClipart")):
+            stamps(Path(directory))
     yield folder
     os.chdir(before)
+
+
+def sources_of(file: Path, arm: str | None) -> dict:
+    return read_config(file, arm=arm).get("sources", {})
 
 
 def stamps(directory: Path) -> None:
