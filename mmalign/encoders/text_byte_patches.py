@@ -44,7 +44,7 @@ class TextBytePatches(CausalLanguageModel):
         super().__init__(preprocess=BytePreprocess(max_length), width=width, axis=Axis("tokens"))
         self.end_id, self.patch_bytes, self.context_bytes = END, patch_bytes, context_bytes
         self.embedding = nn.Embedding(context_bytes * (VOCABULARY + 1), width)  # one table after another
-        self.patch = nn.Linear(patch_bytes * width, width)
+        self.patch = nn.Sequential(nn.Linear(patch_bytes * width, width), nn.LayerNorm(width))
         self.transformer = Transformer(width, depth, heads, mlp_ratio, dropout, causal=True)
         self.first = nn.Parameter(torch.zeros(width))
         self.spread = nn.Linear(width, patch_bytes * width)
@@ -53,8 +53,11 @@ class TextBytePatches(CausalLanguageModel):
         )
         self.norm = nn.LayerNorm(width)
         nn.init.normal_(self.embedding.weight, std=0.05)
-        # What an untrained transformer says is noise to the prediction, which learns first of all to silence it: its
-        # vectors would become constant. So it is not heard at the start.
+        # What an untrained transformer says is noise to the prediction, which would learn first of all to drown it in a
+        # constant; every text would then have nearly the same vector. So it is not heard at the start, and has no bias.
+        for name, parameter in self.transformer.named_parameters():
+            if name.endswith("bias"):
+                nn.init.zeros_(parameter)
         nn.init.zeros_(self.spread.weight)
         nn.init.zeros_(self.spread.bias)
 
