@@ -117,7 +117,8 @@ def statistic(values: Sequence[float]) -> Statistic:
     known = [value for value in values if math.isfinite(value)]
     if not known:
         return Statistic(math.nan, math.nan, 0)
-    return Statistic(fmean(known), stdev(known) if len(known) > 1 else math.nan, len(known))
+    mean, spread = fmean(known), stdev(known) if len(known) > 1 else math.nan
+    return Statistic(mean, 0.0 if spread < 1e-12 * abs(mean) else spread, len(known))  # equal but for rounding
 
 
 def tradeoffs(comparison: Comparison) -> list[Tradeoff]:
@@ -150,6 +151,8 @@ def write_comparison(
 ) -> Comparison:
     """Write OUT/comparison.json and .csv, and the shipped format to `results`; returns what they hold.
 
+    Where arms have both something old and a new task, the stability-plasticity plot lies beside `results` as PNG.
+
     `command` is what made the figures; None takes the command line of this process.
     """
     comparison = compare([Run(path) for path in runs])
@@ -163,6 +166,8 @@ def write_comparison(
     if results is not None:
         results.parent.mkdir(parents=True, exist_ok=True)
         _write_json(results, content)
+        if (figure := tradeoff_figure(comparison)) is not None:
+            figure.savefig(results.with_suffix(".png"), dpi=110, bbox_inches="tight", facecolor="white")
     return comparison
 
 

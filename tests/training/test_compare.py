@@ -68,6 +68,7 @@ def test_an_adopted_beginning_equals_its_own(tmp_path, monkeypatch):
     )
     assert (tmp_path / "out" / "report.html").exists()
     assert json.loads((tmp_path / "results.json").read_text())["summary"]
+    assert (tmp_path / "results.png").stat().st_size > 5_000
     pictures = [str(path) for path in (tmp_path / "out" / "wandb").glob("offline-*/files/media/images/**/*.png")]
     assert sum("forgetting_matrix" in path for path in pictures) == 2
     assert any("stability_plasticity" in path for path in pictures)
