@@ -4,12 +4,14 @@ from mmalign.evaluation.base import Evaluator, Moment
 from mmalign.evaluation.classification import ZeroShotClassification
 from mmalign.evaluation.drift import TowerDrift, TranslationRetrieval
 from mmalign.evaluation.language import Cloze, LanguageModeling, MinimalPairs
+from mmalign.evaluation.linear_map import LinearMap
 from mmalign.evaluation.retrieval import Retrieval
 
 __all__ = [
     "Cloze",
     "Evaluator",
     "LanguageModeling",
+    "LinearMap",
     "MinimalPairs",
     "Moment",
     "Retrieval",
