@@ -28,6 +28,10 @@ class TextBytePatches(CausalLanguageModel):
         context_bytes: how far the local vectors look back.
         max_length: bytes and the two special tokens.
         dropout: in attention and perceptrons.
+        language_first: for a tower that learns to write before it learns to align. What an untrained transformer says
+            is noise to the prediction, which learns first of all to drown it in a constant, and then all texts have
+            nearly the same vector (cosine .9999). With this, patches have unit variance, and the transformer has no
+            bias and is not heard at the start. A tower that aligns from the start learns that faster without.
     """
 
     def __init__(
@@ -40,11 +44,13 @@ class TextBytePatches(CausalLanguageModel):
         max_length: int = 256,
         mlp_ratio: float = 4.0,
         dropout: float = 0.0,
+        language_first: bool = False,
     ) -> None:
         super().__init__(preprocess=BytePreprocess(max_length), width=width, axis=Axis("tokens"))
         self.end_id, self.patch_bytes, self.context_bytes = END, patch_bytes, context_bytes
         self.embedding = nn.Embedding(context_bytes * (VOCABULARY + 1), width)  # one table after another
-        self.patch = nn.Sequential(nn.Linear(patch_bytes * width, width), nn.LayerNorm(width))
+        self.patch = nn.Linear(patch_bytes * width, width)
+        self.patch_norm = nn.LayerNorm(width) if language_first else nn.Identity()
         self.transformer = Transformer(width, depth, heads, mlp_ratio, dropout, causal=True)
         self.first = nn.Parameter(torch.zeros(width))
         self.spread = nn.Linear(width, patch_bytes * width)
@@ -53,13 +59,12 @@ class TextBytePatches(CausalLanguageModel):
         )
         self.norm = nn.LayerNorm(width)
         nn.init.normal_(self.embedding.weight, std=0.05)
-        # What an untrained transformer says is noise to the prediction, which would learn first of all to drown it in a
-        # constant; every text would then have nearly the same vector. So it is not heard at the start, and has no bias.
-        for name, parameter in self.transformer.named_parameters():
-            if name.endswith("bias"):
-                nn.init.zeros_(parameter)
-        nn.init.zeros_(self.spread.weight)
-        nn.init.zeros_(self.spread.bias)
+        if language_first:
+            for name, parameter in self.transformer.named_parameters():
+                if name.endswith("bias"):
+                    nn.init.zeros_(parameter)
+            nn.init.zeros_(self.spread.weight)
+            nn.init.zeros_(self.spread.bias)
 
     def forward(self, values: Tensor, mask: Bool[Tensor, "batch length"] | None = None) -> Tokens:
         if mask is None:
@@ -67,7 +72,7 @@ class TextBytePatches(CausalLanguageModel):
         ids, real, back = to_front(values, mask)
         ids = functional.pad(ids.masked_fill(~real, NOTHING), (0, -ids.shape[1] % self.patch_bytes), value=NOTHING)
         local = self._local_vectors(ids)
-        patches = self.patch(functional.gelu(local).unflatten(1, (-1, self.patch_bytes)).flatten(2))
+        patches = self.patch_norm(self.patch(functional.gelu(local).unflatten(1, (-1, self.patch_bytes)).flatten(2)))
         seen = self.transformer(patches)
         before = torch.cat([self.first.to(seen.dtype).expand(len(seen), 1, -1), seen[:, :-1]], 1)
         sequence = self.spread(before).unflatten(2, (self.patch_bytes, -1)).flatten(1, 2) + local
@@ -92,4 +97,8 @@ class TextBytePatches(CausalLanguageModel):
     def layers(self) -> list[nn.Module]:
         *blocks, last = self.transformer.blocks
         head = nn.ModuleList([last, self.transformer.norm, self.spread, self.local, self.norm])
-        return [nn.ModuleList([self.embedding, self.patch, nn.ParameterList([self.first])]), *blocks, head]
+        return [
+            nn.ModuleList([self.embedding, self.patch, self.patch_norm, nn.ParameterList([self.first])]),
+            *blocks,
+            head,
+        ]
