@@ -5,6 +5,7 @@ import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TypeAlias
 
 from mmalign import __version__
 
@@ -26,9 +27,11 @@ Several processes (the global batch, and so the result, stays the same):
 """
 
 
+_Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The parser of all subcommands; building it imports nothing heavy."""
-    raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(
         prog="mmalign",
         description="Multimodal alignment that does not forget: train image, audio and text encoders stage by stage, "
@@ -46,6 +49,13 @@ def build_parser() -> argparse.ArgumentParser:
     demo.add_argument("--data", choices=["scenes", "tuxpaint"], default="scenes", help="default: %(default)s")
     demo.add_argument("--out", type=Path, default=None, help="default: runs/demo, or runs/tuxpaint")
 
+    _add_assets_and_data(commands)
+    _add_train_evaluate_export(commands)
+    _add_report_compare_bench(commands)
+    return parser
+
+
+def _add_assets_and_data(commands: _Commands) -> None:
     assets = commands.add_parser("assets", help="pretrained weights and data sets: list, fetch, find")
     verbs = assets.add_subparsers(dest="verb", required=True, metavar="VERB")
     verbs.add_parser("list", help="what there is, its licence, size, and whether it is in the cache")
@@ -72,7 +82,11 @@ def build_parser() -> argparse.ArgumentParser:
     check.add_argument("directory", type=Path, metavar="DIR")
     verbs.add_parser("card", help="print the data card").add_argument("directory", type=Path, metavar="DIR")
 
-    train = commands.add_parser("train", help="run an experiment", description=_TRAIN_HELP, formatter_class=raw)
+
+def _add_train_evaluate_export(commands: _Commands) -> None:
+    train = commands.add_parser(
+        "train", help="run an experiment", description=_TRAIN_HELP, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     train.add_argument("--config", type=Path, required=True, metavar="FILE", help="the experiment, one complete YAML")
     train.add_argument("--out", type=Path, default=None, metavar="RUN", help="the run's folder; default: runs/NAME")
     train.add_argument("--arm", default=None, help="one of the file's arms, where it compares several")
@@ -103,6 +117,8 @@ def build_parser() -> argparse.ArgumentParser:
     export.add_argument("checkpoint", type=Path, metavar="RUN_OR_CHECKPOINT")
     export.add_argument("--out", type=Path, required=True, metavar="DIR", help="must not hold anything yet")
 
+
+def _add_report_compare_bench(commands: _Commands) -> None:
     report = commands.add_parser(
         "report",
         help="one self-contained HTML page of one or several runs",
@@ -138,7 +154,6 @@ def build_parser() -> argparse.ArgumentParser:
     )
     bench.add_argument("--threads", type=int, default=None, help="of every side; default: one per physical core")
     bench.add_argument("--scale", type=float, default=1.0, help="share of the full size, for trying out")
-    return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

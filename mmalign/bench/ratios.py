@@ -111,19 +111,7 @@ def _row(
     if absent or not pairs:
         note = "; ".join(dict.fromkeys(absent)) or "nothing was measured"
         return Row(
-            benchmark.name,
-            quantity.peer,
-            quantity.label,
-            None,
-            None,
-            None,
-            quantity.bar,
-            False,
-            0,
-            "",
-            None,
-            None,
-            note,
+            benchmark.name, quantity.peer, quantity.label, None, None, None, quantity.bar, holds=False, note=note
         )
     figures = [_figure(quantity, pair) for pair in pairs]
     middle = statistics.median(figures)

@@ -31,7 +31,7 @@ class TextBytePatches(CausalLanguageModel):
         language_first: for a tower that learns to write before it learns to align. What an untrained transformer says
             is noise to the prediction, which learns first of all to drown it in a constant, and then all texts have
             nearly the same vector (cosine .9999). With this, patches have unit variance, and the transformer has no
-            bias and is not heard at the start. A tower that aligns from the start learns that faster without.
+            bias and is not heard at the start. In configs/demo.yaml, which aligns from the start, it learns slower.
     """
 
     def __init__(

@@ -99,8 +99,8 @@ def read_arms(file: Path, overrides: dict[str, Any], names: list[str] | None = N
     for seed in seeds:
         for arm in names or arms:
             config = read_config(file, {**overrides, "seed": seed}, arm)
-            logging = config["logging"] = {"group": config["name"], **(config.get("logging") or {})}
-            logging["group"] = logging["group"] or config["name"]
+            logging = config.setdefault("logging", {})
+            logging["group"] = logging.get("group") or config["name"]
             config["name"] = f"{config['name']}/{arm}/seed-{seed}"
             configs[arm, int(seed)] = check_config(config)
     return Arms(configs)
