@@ -40,8 +40,21 @@ def test_vectors_have_unit_length_and_absent_rows_are_zero():
     assert embeddings.present["fused"].all()
 
 
-def test_a_row_does_not_depend_on_its_neighbours():
-    network = model().eval()
+def test_heads_share_the_space_and_their_cosines_are_averaged():
+    network = model(projection_heads=3)
+    embeddings = network(batch([True, False, True]))
+    a, b = (embeddings.vectors[name].unflatten(1, (3, 2)) for name in "ab")
+    torch.testing.assert_close(a.norm(dim=2), torch.full((3, 3), 3**-0.5))
+    assert not b[1].any()
+    cosines = torch.cosine_similarity(a[0], b[2], dim=1)
+    torch.testing.assert_close(embeddings.vectors["a"][0] @ embeddings.vectors["b"][2], cosines.mean())
+    with pytest.raises(ValueError, match="dim 6 cannot be shared by 4 projection_heads"):
+        model(projection_heads=4)
+
+
+@pytest.mark.parametrize("heads", [1, 2])
+def test_a_row_does_not_depend_on_its_neighbours(heads):
+    network = model(projection_heads=heads).eval()
     samples = batch([True, False, True])
     whole = network(samples)
     for i in range(3):

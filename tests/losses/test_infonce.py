@@ -72,7 +72,8 @@ def test_tiles_equal_the_full_matrix(batch, dim, groups, scale, tile, part, both
     found = softmax_contrast(a[start:stop], b, logit_scale, Positives.of(group, start, stop), *weights, tile)
     floor = max(1.0, scale / 10)  # a loss of 0 is a difference of two numbers of this size
     assert_close([found], [expected], 1e-12, floor)
-    assert_close(gradients(found, inputs), gradients(expected, inputs), 1e-12, floor)
+    # at a scale of 5,000, with one channel and all of a group, nothing is left of the gradients but rounding
+    assert_close(gradients(found, inputs), gradients(expected, inputs), 1e-11, floor)
 
 
 @pytest.mark.parametrize("scale", [14.3, 50.0, 100.0])
@@ -189,3 +190,19 @@ def test_settings_that_cannot_work_are_refused():
         InfoNCE("a", "b", initial_temperature=0.001)
     with pytest.raises(ValueError, match="'a' has 3 channels and 'b' has 4"):
         InfoNCE("a", "b")(embeddings(torch.zeros(2, 3), torch.zeros(2, 4)))
+
+
+def test_heads_are_contrasted_one_by_one():
+    a, b = random_vectors(7, 12, 0)
+    parts = [(F.normalize(x, dim=1), F.normalize(y, dim=1)) for x, y in zip(a.chunk(3, 1), b.chunk(3, 1), strict=True)]
+    alone = torch.stack([InfoNCE("a", "b")(embeddings(x, y)) for x, y in parts]).mean()
+    together = InfoNCE("a", "b", heads=3)(embeddings(a, b))
+    assert_close([together], [alone], 1e-12)
+    assert_close(gradients(together, [a, b]), gradients(alone, [a, b]), 1e-12)
+
+
+def test_heads_that_do_not_fit_are_refused():
+    with pytest.raises(ValueError, match="12 channels cannot be cut into 5 heads"):
+        InfoNCE("a", "b", heads=5)(embeddings(*random_vectors(4, 12, 0)))
+    with pytest.raises(ValueError, match="at least 1"):
+        InfoNCE("a", "b", heads=0)
