@@ -48,19 +48,20 @@ class Arms:
         # the arm that shares its first stages with most others goes first
         leaders = {seed: max(keys, key=lambda key: self._followers(key, keys)) for seed, keys in seeds.items()}
 
-        def first_of(leader: tuple[str, int]) -> None:
-            self._train(directories[leader], leader, jobs)
-
-        def rest_of(key: tuple[str, int]) -> None:
+        def follow(key: tuple[str, int]) -> None:
             leader = leaders[key[1]]
+            started[leader].result()
             shared = shared_stages(self.configs[leader], self.configs[key])
             if shared and not (directories[key] / "config.yaml").exists():
                 adopt(directories[leader], directories[key], self.configs[key], shared)
             self._train(directories[key], key, jobs)
 
         with ThreadPoolExecutor(max(1, jobs)) as pool:
-            list(pool.map(first_of, leaders.values()))
-            list(pool.map(rest_of, [key for key in self.configs if key not in leaders.values()]))
+            # the pool starts them in this order, so that a follower that waits never keeps its leader from starting
+            started = {key: pool.submit(self._train, directories[key], key, jobs) for key in leaders.values()}
+            followers = [pool.submit(follow, key) for key in self.configs if key not in started]
+            for run in [*started.values(), *followers]:
+                run.result()
         return list(directories.values())
 
     def _followers(self, leader: tuple[str, int], keys: list[tuple[str, int]]) -> int:
