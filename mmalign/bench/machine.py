@@ -2,11 +2,9 @@
 
 import os
 import platform
-import time
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
 
 from mmalign.bench.base import Benchmark, Ceilings, Outcome
 
@@ -69,6 +67,8 @@ class Probe(Benchmark):
 def _ceilings(scale: float) -> Ceilings:
     import torch
 
+    from mmalign.training.ceiling import fastest
+
     side = 2048 if scale >= 0.5 else 512
     a, b, out = torch.randn(side, 512), torch.randn(512, side), torch.empty(side, side)
     halves = a.bfloat16(), b.bfloat16(), out.bfloat16()
@@ -76,18 +76,8 @@ def _ceilings(scale: float) -> Ceilings:
     large, copy = torch.zeros(1 << 25), torch.zeros(1 << 25)
     operations = 2 * side * side * 512
     return Ceilings(
-        matmul_flops=operations / _fastest(lambda: torch.mm(a, b, out=out)),
-        bf16_matmul_flops=operations / _fastest(lambda: torch.mm(halves[0], halves[1], out=halves[2])),
-        exp_per_second=small.numel() / _fastest(lambda: torch.exp(small, out=small).clamp_(max=1.0), 30),
-        bytes_per_second=2 * 4 * large.numel() / _fastest(lambda: copy.copy_(large)),
+        matmul_flops=operations / fastest(lambda: torch.mm(a, b, out=out)),
+        bf16_matmul_flops=operations / fastest(lambda: torch.mm(halves[0], halves[1], out=halves[2])),
+        exp_per_second=small.numel() / fastest(lambda: torch.exp(small, out=small).clamp_(max=1.0), 30),
+        bytes_per_second=2 * 4 * large.numel() / fastest(lambda: copy.copy_(large)),
     )
-
-
-def _fastest(function: Callable[[], Any], times: int = 10) -> float:
-    function()
-    found = []
-    for _ in range(times):
-        started = time.perf_counter()
-        function()
-        found.append(time.perf_counter() - started)
-    return max(min(found), 1e-9)

@@ -154,13 +154,20 @@ class Run:
         return loaded if isinstance(loaded, dict) else {}
 
 
+RATES = ("samples_per_second", "tokens_per_second", "utilisation")
+
+
 def _total(costs: list[dict[str, float]]) -> dict[str, float]:
-    """Sums, except for what is a state and no flow: the peak of memory, and what is stored at the end."""
+    """Sums; of rates the mean over the time in steps; of memory the peak; of what is stored what the last stage left."""
     total: dict[str, float] = {}
+    busy = sum(cost.get("step_seconds", 0.0) for cost in costs)
     for cost in costs:
         for name, value in cost.items():
             if name.startswith("peak_"):
                 total[name] = max(total.get(name, value), value)
+            elif name in RATES:
+                share = cost.get("step_seconds", 0.0) / busy if busy else 0.0
+                total[name] = total.get(name, 0.0) + share * value
             else:
                 total[name] = value if name == "bytes_stored" else total.get(name, 0.0) + value
     return total

@@ -212,6 +212,10 @@ def cost_table(runs: Sequence[Run]) -> Table:
         "step_seconds": "time in steps",
         "peak_memory_bytes": "peak memory",
         "bytes_stored": "stored",
+        "samples_per_second": "samples/s",
+        "tokens_per_second": "tokens/s",
+        "utilisation": "of the matmul rate",
+        "energy_joules": "energy",
     }
     heads = [titles.get(name, name.replace("_", " ")) for name in names]
     return Table(["stage" if len(runs) == 1 else "run", *heads], rows)
@@ -282,6 +286,10 @@ def _amount(name: str, value: Any) -> str:
         return "–"
     if "bytes" in name:
         return _scaled(float(value), 1024, ("B", "KiB", "MiB", "GiB", "TiB"))
+    if name == "utilisation":
+        return f"{100 * value:.1f} %"
+    if name.endswith("joules"):
+        return _scaled(float(value), 1000, ("J", "kJ", "MJ", "GJ"))
     if name.endswith("seconds"):
         if value < 100:
             return f"{value:.1f} s"

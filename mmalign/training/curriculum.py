@@ -27,6 +27,7 @@ from mmalign.training.experiment import Experiment, Stage
 from mmalign.training.logging import RunLoggers
 from mmalign.training.module import AlignmentModule
 from mmalign.training.run_files import write_json
+from mmalign.training.towers import compile_towers, recompute_layers
 from mmalign.training.trainable import describe_trainable, parameter_counts, wanted_of
 
 
@@ -51,6 +52,8 @@ class Curriculum:
             # as Lightning does when a stage begins; here already, because a checkpoint of such a stage is loaded before
             for module in (experiment.model, *experiment.losses.values()):
                 module.double()
+        recompute_layers(experiment.model, experiment.runtime.gradient_checkpointing)
+        compile_towers(experiment.model, experiment.runtime.compile)
         self.experiment = experiment
         self.config = config
         self.directory = directory

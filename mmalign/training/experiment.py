@@ -67,6 +67,8 @@ class Runtime:
             the gradients are those of the whole batch. None turns it off. This is also how to accumulate gradients:
             Lightning's accumulate_grad_batches would change a contrastive loss: it shrinks its set of negatives.
         recompute: embed chunks again in the backward pass (memory of one chunk), or keep their graphs.
+        gradient_checkpointing: modalities whose towers run again in the backward pass, block by block, and keep little.
+        compile: modalities whose towers go through `torch.compile`.
         checkpoint_every_steps, checkpoint_every_minutes: whichever comes first.
         keep_checkpoints: how many of the current stage's checkpoints stay; those at the ends of stages always stay.
         log_every_steps: how often losses, rates and norms are logged.
@@ -82,6 +84,8 @@ class Runtime:
     threads: int | None = None
     chunk_size: int | None = None
     recompute: bool = True
+    gradient_checkpointing: list[str] = field(default_factory=list)
+    compile: list[str] = field(default_factory=list)
     checkpoint_every_steps: int = 500
     checkpoint_every_minutes: float = 15.0
     keep_checkpoints: int = 2
