@@ -158,7 +158,7 @@ RATES = ("samples_per_second", "tokens_per_second", "utilisation")
 
 
 def _total(costs: list[dict[str, float]]) -> dict[str, float]:
-    """Sums; of rates the mean over the time in steps; of memory the peak; of what is stored what the last stage left."""
+    """Sums; of rates the mean over the time in steps; of memory the peak; of what is stored the last value."""
     total: dict[str, float] = {}
     busy = sum(cost.get("step_seconds", 0.0) for cost in costs)
     for cost in costs:

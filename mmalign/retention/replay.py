@@ -17,8 +17,8 @@ from mmalign.retention.text_replay import TextReplay
 class Replay(Retention):
     """Replaces `share` of each batch by samples of earlier stages, and keeps the losses of these stages active.
 
-    Loss: that of the earlier stages, on the replayed rows (and on every row that has both modalities). The batch stays
-    as large as it was, so that a run with replay sees as many samples a step as one without.
+    Loss: that of the stages in the memory, on the replayed rows (and on every row that has both modalities). The batch
+    stays as large as it was, so that a run with replay sees as many samples a step as one without.
 
     Stored: up to `capacity` samples in at most `capacity_bytes`, compressed as they stood in the shards, as a shard
     directory under RUN/retention/NAME; in the checkpoint an index of 56 bytes per sample. While a stage ends, two
@@ -96,8 +96,9 @@ class Replay(Retention):
         if not parts:
             return
         plan.separate_replay |= self.negatives == "own"
+        stages = {part.stage for part in self.memory.parts}
         for past in plan.past if self.past_losses else []:
-            for loss, weight in past.losses.items():
+            for loss, weight in past.losses.items() if past.index in stages else ():
                 if loss not in plan.losses:
                     plan.pairs |= {loss: past.pairs[loss]} if loss in past.pairs else {}
                     plan.losses[loss] = self.past_losses * weight

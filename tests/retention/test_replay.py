@@ -50,6 +50,17 @@ def test_parts_share_by_their_samples_and_past_losses_stay_active(workshop) -> N
     assert third.losses == {"bc": 2.0}  # the configuration is untouched
 
 
+def test_losses_of_a_stage_that_the_memory_did_not_see_stay_out(workshop) -> None:
+    plans, model = workshop.plans(steps=3), workshop.model()
+    replay = Replay(share=0.3, capacity=9)
+    workshop.train(plans[0], model, {})
+    workshop.train(plans[1], model, {"m": replay})
+    third = workshop.plans()[0]
+    third.index, third.name, third.past, third.losses, third.pairs = 3, "three", plans, {}, {}
+    replay.prepare(third, model)
+    assert set(third.losses) == set(plans[1].losses)
+
+
 def test_own_negatives_contrast_replayed_rows_among_themselves() -> None:
     vectors = {m: torch.nn.functional.normalize(torch.randn(10, 4), dim=1) for m in "ab"}
     replayed = torch.tensor([0, 1, 0, 0, 1, 1, 0, 0, 1, 0]).bool()
