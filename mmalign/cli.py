@@ -51,6 +51,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     _add_assets_and_data(commands)
     _add_train_evaluate_export(commands)
+    _add_search(commands)
     _add_report_compare_bench(commands)
     return parser
 
@@ -116,6 +117,27 @@ def _add_train_evaluate_export(commands: _Commands) -> None:
     )
     export.add_argument("checkpoint", type=Path, metavar="RUN_OR_CHECKPOINT")
     export.add_argument("--out", type=Path, required=True, metavar="DIR", help="must not hold anything yet")
+
+
+def _add_search(commands: _Commands) -> None:
+    search = commands.add_parser(
+        "search",
+        help="ask the pictures, sounds or texts of any shards with a text or a file",
+        description="Embeds one modality of a split and the query with the model of a run, a checkpoint or an export, "
+        "and prints cosine, key and caption of the best. Search is exact; with --index it goes through a faiss index, "
+        "whose recall against exact search is printed, too. 'auto' takes an index by the number of items.",
+    )
+    search.add_argument("checkpoint", type=Path, metavar="RUN_OR_CHECKPOINT")
+    search.add_argument("--data", type=Path, required=True, metavar="SHARDS")
+    search.add_argument("--split", default="test", help="default: %(default)s")
+    query = search.add_mutually_exclusive_group(required=True)
+    query.add_argument("--text", help="the query")
+    query.add_argument("--file", type=Path, help="the query: a picture, a sound, a text or an array, by its extension")
+    search.add_argument("--as", dest="query_modality", metavar="NAME", help="where several encoders could read it")
+    search.add_argument("--modality", default="image", metavar="NAME", help="what is searched; default: %(default)s")
+    search.add_argument("--modalities", nargs="*", default=[], metavar="NAME=PATTERN", help="e.g. text=captions[*]")
+    search.add_argument("--top", type=int, default=10, help="results; default: %(default)s")
+    search.add_argument("--index", default=None, metavar="FACTORY", help="auto, or e.g. IVF256,Flat:nprobe=8")
 
 
 def _add_report_compare_bench(commands: _Commands) -> None:
@@ -237,6 +259,23 @@ def _evaluate(options: argparse.Namespace, rest: list[str]) -> int:
     return evaluate(options.checkpoint, options.data, options.split, patterns, options.gallery, options.out)
 
 
+def _search(options: argparse.Namespace, rest: list[str]) -> int:
+    from mmalign.evaluation.search_command import search
+
+    return search(
+        options.checkpoint,
+        options.data,
+        options.split,
+        text=options.text,
+        file=options.file,
+        modality=options.modality,
+        query_modality=options.query_modality,
+        patterns=dict(entry.split("=", 1) for entry in options.modalities),
+        top=options.top,
+        index=options.index,
+    )
+
+
 def _export(options: argparse.Namespace, rest: list[str]) -> int:
     from mmalign.export.commands import export
 
@@ -280,6 +319,7 @@ _COMMANDS = {
     "data": _data,
     "train": _train,
     "evaluate": _evaluate,
+    "search": _search,
     "export": _export,
     "report": _report,
     "compare": _compare,

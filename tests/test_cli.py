@@ -19,7 +19,7 @@ def test_help_imports_nothing_heavy():
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
 
 
-@pytest.mark.parametrize("command", ["demo", "train", "evaluate", "export", "report", "compare"])
+@pytest.mark.parametrize("command", ["demo", "train", "evaluate", "search", "export", "report", "compare"])
 def test_every_subcommand_explains_itself(command, capsys):
     with pytest.raises(SystemExit) as ended:
         build_parser().parse_args([command, "--help"])

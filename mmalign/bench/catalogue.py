@@ -13,6 +13,7 @@ _PLACES = {
     "gradient-caching": "chunks.GradientCaching",
     "retrieval": "retrieval.Captions",
     "retrieval-50000": "retrieval.Square",
+    "search": "search.ApproximateSearch",
     "stream": "stream.StreamAgainstWebdataset",
     "log-mel": "mel.MelAgainstLibrosa",
     "replay": "replay.ReplayStep",
