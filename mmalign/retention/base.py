@@ -28,7 +28,7 @@ class StagePlan:
         trainable: by component glob ("encoder.text"): "all", "none", or the number of last layers that are trained.
         seed: of the run.
         directory: the run's folder; a method writes below directory / "retention".
-        past: the plans of the stages before this one, as they were configured.
+        past, future: the plans of the stages before and after this one, as they were configured.
         pairs: the two modalities that each of `losses` aligns, by the loss's name.
         separate_replay: replayed rows and new rows are no negatives of each other.
     """
@@ -43,6 +43,7 @@ class StagePlan:
     seed: int
     directory: Path
     past: list["StagePlan"] = field(default_factory=list)
+    future: list["StagePlan"] = field(default_factory=list)
     replay: dict[str, tuple[ShardData, float]] = field(default_factory=dict)
     pairs: dict[str, tuple[str, str]] = field(default_factory=dict)
     separate_replay: bool = False

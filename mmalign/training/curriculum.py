@@ -147,9 +147,11 @@ class Curriculum:
         return sum(stage.total_steps for stage in list(self.experiment.stages.values())[: index - 1])
 
     def trained_pairs(self, index: int) -> frozenset[frozenset[str]]:
-        """Pairs that losses of stages 1 … index have aligned."""
+        """Pairs that stages 1 … index have aligned, also those that a method added (see Joint)."""
         stages = list(self.experiment.stages.values())[:index]
-        return frozenset(frozenset(self.experiment.losses[name].pair) for stage in stages for name in stage.losses)
+        pairs = [self.experiment.losses[name].pair for stage in stages for name in stage.losses]
+        added = [pair for facts in self.stage_facts[:index] for pair in facts.get("pairs", [])]
+        return frozenset(frozenset(pair) for pair in [*pairs, *added])
 
     # --- evaluation ----------------------------------------------------------------------------------------------
 
@@ -182,9 +184,8 @@ class Curriculum:
 
     def plan(self, index: int) -> StagePlan:
         """The stage as its methods make it."""
-        past: list[StagePlan] = []
-        for number, (name, stage) in enumerate(self.experiment.stages.items(), 1):
-            plan = StagePlan(
+        plans = [
+            StagePlan(
                 index=number,
                 name=name,
                 steps=stage.total_steps,
@@ -194,12 +195,12 @@ class Curriculum:
                 trainable=dict(stage.trainable),
                 seed=self.experiment.seed,
                 directory=self.directory,
-                past=list(past),
                 pairs={loss: self.experiment.losses[loss].pair for loss in stage.losses},
             )
-            if number == index:
-                break
-            past.append(plan)
+            for number, (name, stage) in enumerate(self.experiment.stages.items(), 1)
+        ]
+        plan = plans[index - 1]
+        plan.past, plan.future = plans[: index - 1], plans[index:]
         plan = plan.clone()
         for method in self._active(self.experiment.stages[plan.name]).values():
             method.prepare(plan, self.experiment.model)
@@ -237,7 +238,8 @@ class Curriculum:
         stored = sum(method.bytes_stored() for method in experiment.retention.values())
         self.costs.append(cost.result(name, time.perf_counter() - started, stored))
         counts = parameter_counts(experiment.model)
-        self.stage_facts.append({"name": name, "steps": plan.steps, "batch_size": plan.batch_size, "trainable": counts})
+        facts = {"name": name, "steps": plan.steps, "batch_size": plan.batch_size, "trainable": counts}
+        self.stage_facts.append(facts | {"pairs": sorted(sorted(pair) for pair in plan.pairs.values())})
         if self.rank == 0:
             write_json(self.directory / "cost.json", [asdict(cost) for cost in self.costs])
 

@@ -46,6 +46,21 @@ def test_joint_has_all_data_and_losses_in_equal_shares(workshop) -> None:
     assert counts == {"ab": 6, "more": 18, "bc": 24}
 
 
+def test_joint_with_the_future_gives_each_stage_what_it_draws_by_itself(workshop) -> None:
+    plans, model = workshop.plans(), workshop.model()
+    plans[0].future, plans[0].steps, plans[1].steps = [plans[1]], 10, 30
+    plan = plans[0].clone()
+    Joint(shares="steps", future=True).prepare(plan, model)
+    assert list(plan.data) == ["ab", "bc"]
+    assert plan.data["bc"].weight == 3 * plan.data["ab"].weight
+    assert plan.losses == {"ab": 1.0, "bc": 1.0}
+    assert plan.pairs == {"ab": ("a", "b"), "bc": ("b", "c")}
+    assert Joint(future=True).acts_at_once
+    plan = plans[0].clone()
+    Joint(shares="steps").prepare(plan, model)
+    assert (list(plan.data), plan.losses) == (["ab"], {"ab": 1.0})
+
+
 def test_joint_adds_the_shares_of_one_data_set_and_renames_another_of_its_name(workshop) -> None:
     plans, model = workshop.plans(), workshop.model()
     plans[1].data = dict(plans[0].data)
