@@ -20,12 +20,15 @@ def run_matrix(run: Run, rows: Sequence[Row] | None = None) -> Matrix:
     columns = run.config.get("evaluation")
     if not isinstance(stages, dict) or not isinstance(columns, dict):
         return matrix
-    seen = [set(_shard_directories(stage)) for stage in stages.values()]
+    seen = [list(_shard_data(stage)) for stage in stages.values()]
+    directions = {row.column: row.direction for row in rows if row.main}
     named = {}
     for column, trained_at in zip(matrix.columns, matrix.trained_at, strict=True):
-        own = set(_shard_directories(columns.get(column)))
+        own = {directory for directory, _ in _shard_data(columns.get(column))}
+        pair = {name.partition("[")[0] for name in directions.get(column, "").split("->")}  # "text[fr]" is text
         # A pair may be trained on one data set first and on another later: the later one's column is new then.
-        later = [t for t, used in enumerate(seen, 1) if t >= trained_at > 0 and own & used]
+        used = [any(place in own and (not has or pair <= has) for place, has in stage) for stage in seen]
+        later = [t for t, here in enumerate(used, 1) if t >= trained_at > 0 and here]
         if later and later[0] < len(matrix.moments):
             named[column] = later[0]
     return matrix_from_rows(rows, named)
@@ -69,13 +72,12 @@ def _beats_chance(row: Row) -> bool:
     return bound > row.chance if row.higher_is_better else bound < row.chance
 
 
-def _shard_directories(value: Any) -> Iterator[str]:
+def _shard_data(value: Any) -> Iterator[tuple[str, set[str]]]:
+    """Directories of shards, each with the modalities that are read from it; none named means whatever is there."""
     if isinstance(value, dict):
-        for key, item in value.items():
-            if key == "shards" and isinstance(item, str):
-                yield item.rstrip("/")
-            else:
-                yield from _shard_directories(item)
-    elif isinstance(value, list):
+        if isinstance(value.get("shards"), str):
+            yield value["shards"].rstrip("/"), set(value.get("modalities") or ())
+        value = list(value.values())
+    if isinstance(value, list):
         for item in value:
-            yield from _shard_directories(item)
+            yield from _shard_data(item)
