@@ -170,6 +170,14 @@ def _place_labels(figure: Any, axes: Any, points: Sequence[Tradeoff]) -> None:
         for (x0, y0), (x1, y1) in itertools.pairwise(path):
             along = [(x0 + t / 40 * (x1 - x0), y0 + t / 40 * (y1 - y0)) for t in range(41)]
             taken += [Bbox.from_bounds(x - scale, y - scale, 2 * scale, 2 * scale) for x, y in along]
+    for point in points:
+        if not point.curve:  # the bars of the deviations
+            stds = [std if math.isfinite(std) else 0.0 for std in (point.retention_std, point.new_task_std)]
+            ends = [(point.retention + sign * stds[0], point.new_task + sign * stds[1]) for sign in (-1, 1)]
+            (left, low), (right, high) = axes.transData.transform(ends)
+            x, y = (left + right) / 2, (low + high) / 2
+            taken.append(Bbox([[left, y - scale], [right, y + scale]]))
+            taken.append(Bbox([[x - scale, low], [x + scale, high]]))
     inside = axes.bbox
     for point in points:
         best = None
