@@ -43,8 +43,8 @@ class Joint(Retention):
         return self.future
 
     def prepare(self, plan: StagePlan, model: Aligner) -> None:
-        others = [*plan.past, *(plan.future if self.future else [])]
-        stages = [*plan.past, plan, *others[len(plan.past) :]]
+        future = plan.future if self.future else []
+        stages = [*plan.past, plan, *future]
         weighted: dict[str, ShardData] = {}
         for stage in stages:
             total = sum(data.weight for data in stage.data.values())
@@ -57,7 +57,7 @@ class Joint(Retention):
                     weight = drawn * data.weight / total
                 _add(weighted, name, replace(data, weight=weight), stage.name, self.shares != "samples")
         plan.data = weighted
-        for other in others:
+        for other in [*plan.past, *future]:
             for loss, value in other.losses.items():
                 plan.losses.setdefault(loss, value)
                 if loss in other.pairs:

@@ -96,9 +96,9 @@ class Replay(Retention):
         if not parts:
             return
         plan.separate_replay |= self.negatives == "own"
-        stages = {part.stage for part in self.memory.parts}
-        for past in plan.past if self.past_losses else []:
-            for loss, weight in past.losses.items() if past.index in stages else ():
+        stages = {part.stage for part in self.memory.parts} if self.past_losses else set()
+        for past in (past for past in plan.past if past.index in stages):
+            for loss, weight in past.losses.items():
                 if loss not in plan.losses:
                     plan.pairs |= {loss: past.pairs[loss]} if loss in past.pairs else {}
                     plan.losses[loss] = self.past_losses * weight

@@ -36,7 +36,8 @@ def matmul_flops(device: torch.device, dtype: torch.dtype) -> float:
 
 
 class EnergyMeter:
-    """Joules since it was made, from the counters that the machine shows: NVML for GPUs, RAPL for processors.
+    """Joules since it was made, from the counters that the machine shows: RAPL for its processors, NVML for this
+    process's GPU.
 
     RAPL's counters are small and start again; `update` must be called more often than that (every few minutes).
 
@@ -49,6 +50,7 @@ class EnergyMeter:
 
     def __init__(self, powercap: Path = _POWERCAP) -> None:
         self._zones = [zone for zone in sorted(powercap.glob("intel-rapl:*")) if zone.name.count(":") == 1]
+        self._gpu_joules = _gpu_counter()
         self._last = self._read()
         self.joules: float | None = 0.0 if self._last else None
 
@@ -70,16 +72,20 @@ class EnergyMeter:
             except (OSError, ValueError):
                 continue
             found[zone.name] = microjoules / 1e6, span / 1e6
-        return found | _gpus()
+        if self._gpu_joules is not None:
+            found["gpu"] = self._gpu_joules(), 0.0  # never starts again while the driver is loaded
+        return found
 
 
-def _gpus() -> dict[str, tuple[float, float]]:
+def _gpu_counter() -> Callable[[], float] | None:
+    """Reads the joules of this process's GPU; None where there is none, or none that counts."""
     if not torch.cuda.is_available():
-        return {}
+        return None
     try:
         pynvml = import_module("pynvml")
         pynvml.nvmlInit()
         handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{torch.cuda.get_device_properties().uuid}")
-        return {"gpu": (pynvml.nvmlDeviceGetTotalEnergyConsumption(handle) / 1e3, 0.0)}
+        pynvml.nvmlDeviceGetTotalEnergyConsumption(handle)
     except Exception:  # no library, an old driver, a GPU that doesn't count: then its energy is not known
-        return {}
+        return None
+    return lambda: pynvml.nvmlDeviceGetTotalEnergyConsumption(handle) / 1e3

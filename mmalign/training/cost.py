@@ -29,7 +29,7 @@ class StageCost:
         samples_per_second, tokens_per_second: over the time in steps.
         utilisation: flops over what matrix products alone would reach in that time at the rate measured on this device,
             in the run's precision (model-FLOPs utilisation; whatever runs twice counts twice).
-        energy_joules: of the processors and GPUs of rank 0's machine while it trained; None where nothing reports it.
+        energy_joules: of rank 0's GPU and its machine's processors while it trained; None where nothing reports it.
     """
 
     stage: str

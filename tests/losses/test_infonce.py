@@ -72,8 +72,9 @@ def test_tiles_equal_the_full_matrix(batch, dim, groups, scale, tile, part, both
     found = softmax_contrast(a[start:stop], b, logit_scale, Positives.of(group, start, stop), *weights, tile)
     floor = max(1.0, scale / 10)  # a loss of 0 is a difference of two numbers of this size
     assert_close([found], [expected], 1e-12, floor)
-    # at a scale of 5,000, with one channel and all of a group, nothing is left of the gradients but rounding
-    assert_close(gradients(found, inputs), gradients(expected, inputs), 1e-11, floor)
+    # at a scale of 5,000, with one channel and all of a group, nothing is left of the gradients but rounding: 1.1e-12
+    tolerance = 1e-12 if scale < 5000 else 1e-11
+    assert_close(gradients(found, inputs), gradients(expected, inputs), tolerance, floor)
 
 
 @pytest.mark.parametrize("scale", [14.3, 50.0, 100.0])
