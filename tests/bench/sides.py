@@ -39,13 +39,13 @@ class Known(Benchmark):
 class Allocates(Benchmark):
     """Holds memory before and during the work; only the latter may count."""
 
-    name, title, sides, quantities = "allocates", "48 MiB of work, 200 MiB of inputs, 300 MiB at import", ("one",), ()
+    name, title, sides, quantities = "allocates", "128 MiB of work, 200 MiB of inputs, 300 MiB at import", ("one",), ()
 
     def load(self, side: str) -> Callable[[], Outcome]:
         np.ones(300 * 2**17)
         inputs = np.ones(200 * 2**17)
 
         def run() -> Outcome:
-            return Outcome(values={"sum": float(np.ones(48 * 2**17).sum() + inputs[0])})
+            return Outcome(values={"sum": float(np.ones(128 * 2**17).sum() + inputs[0])})
 
         return run
