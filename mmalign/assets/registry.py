@@ -28,6 +28,13 @@ _STAMPS = {"": "1395e7d1c3a88aba5a09148c21b68a7842196db01ca06ada59415605927dacc5
 _OPENCLIPART_PNG = {"": "2ed3ebb22e8a8f39ff1466b31e722b078396cbebcb4a850b73ae5eb5f6430c34"}
 _OPENCLIPART_SVG = {"": "32fbd6f1355d85c8fc79ac6b3b20fdce0313e6f24a7f0f2fd8e20581b7890066"}
 
+_WORDNET = {
+    "data.adj": "c89120dfc1f046ddff4a631bf9b7e9fa1a36b5e86565a23bf82dbe14f30b88a7",
+    "data.adv": "444a63bf3955080ab7524f5079cfc07ff9bc682cb98bdb1db73b0fb9829f1139",
+    "data.noun": "fea17d2f9656611334eac790e5d69e47645fa180c4aa481fb4cd9b3520754ca2",
+    "data.verb": "adcf43e35b581e8036d8b5a52d63d9cd3d3b4870b2720d3c03c799df44777bc2",
+}
+
 _ALL = (
     Asset(
         name="efficientnet-lite0",
@@ -137,6 +144,22 @@ _ALL = (
                 _OPENCLIPART_SVG,
             ),
             LocalPath(Path("/usr/share/openclipart/svg"), files=_OPENCLIPART_SVG),
+        ),
+    ),
+    Asset(
+        name="wordnet",
+        description="WordNet 3.0: definitions and example sentences of English words",
+        licence="WordNet-3.0",
+        download_mb=6,
+        sources=(
+            DebianPackage(
+                "wordnet-base",
+                "1:3.0-37",
+                "usr/share/wordnet",
+                "61060d960f9ada8fa120872312eccd3ecebfbab8c4579e4f5a74e1cf67620752",
+                _WORDNET,
+            ),
+            LocalPath(Path("/usr/share/wordnet"), files=_WORDNET),
         ),
     ),
     Asset(

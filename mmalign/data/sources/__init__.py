@@ -9,6 +9,7 @@ SOURCES = {
     "tuxpaint": "mmalign.data.sources.tuxpaint.TuxPaint",
     "openclipart": "mmalign.data.sources.openclipart.OpenClipart",
     "docstrings": "mmalign.data.sources.text.Docstrings",
+    "wordnet": "mmalign.data.sources.wordnet.WordNet",
     "folder": "mmalign.data.sources.captions.Folder",
     "table": "mmalign.data.sources.captions.Table",
     "hub": "mmalign.data.sources.captions.HubDataset",
