@@ -1,6 +1,7 @@
 """The log-mel front end, in torch: runs where the tower runs, and every setting is explicit."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -12,6 +13,9 @@ from torch import Tensor, nn
 Scale = Literal["slaney", "htk"]
 Area = Literal["hertz", "sum", "peak"]
 Sides = Literal["hertz", "mel"]
+
+_BLOCK_FRAMES = 1024
+"""Frames that go through all steps together on a CPU: what is between two steps then stays in its cache."""
 
 
 def hertz_to_mel(hertz: np.ndarray, scale: Scale) -> np.ndarray:
@@ -132,13 +136,28 @@ class LogMel(nn.Module):
 
     def power_mel(self, waveforms: Float[Tensor, "batch samples"]) -> Float[Tensor, "batch frames bins"]:
         """Mel spectrum before the logarithm."""
+        return self._in_blocks(self._power_mel, waveforms)
+
+    def _power_mel(self, frames: Float[Tensor, "batch frames window"]) -> Float[Tensor, "batch frames bins"]:
+        spectrum = torch.fft.rfft(frames * self.hann)
+        if self.settings.power == 2:  # no square root, and the filters add real and imaginary part
+            return torch.view_as_real(spectrum).flatten(2).square() @ self.filters.repeat_interleave(2, 0)
+        return spectrum.abs().pow(self.settings.power) @ self.filters
+
+    def _log_mel(self, frames: Float[Tensor, "batch frames window"]) -> Float[Tensor, "batch frames bins"]:
+        mel = self._power_mel(frames)
+        return (torch.log(mel + self.settings.log_offset) - self.settings.mean) / self.settings.std
+
+    def _in_blocks(
+        self, function: Callable[[Tensor], Tensor], waveforms: Float[Tensor, "batch samples"]
+    ) -> Float[Tensor, "batch frames bins"]:
         window, hop = self.settings.window, self.settings.hop
         padded = nn.functional.pad(waveforms, (window // 2, window - window // 2))
         frames = padded.unfold(1, window, hop)[:, : 1 + waveforms.shape[1] // hop]
-        spectrum = torch.fft.rfft(frames * self.hann)
-        if self.settings.power == 2:  # without the square root, which takes longer than the transform
-            return (spectrum.real.square() + spectrum.imag.square()) @ self.filters
-        return spectrum.abs().pow(self.settings.power) @ self.filters
+        if frames.device.type != "cpu":
+            return function(frames)
+        parts = frames.split(max(1, _BLOCK_FRAMES // frames.shape[1]))
+        return torch.cat([torch.cat([function(block) for block in part.split(_BLOCK_FRAMES, 1)], 1) for part in parts])
 
     def forward(
         self, waveforms: Float[Tensor, "batch samples"], mask: Bool[Tensor, "batch samples"] | None = None
@@ -147,8 +166,7 @@ class LogMel(nn.Module):
         with torch.autocast(waveforms.device.type, enabled=False):  # a half-precision spectrum overflows
             if mask is not None:
                 waveforms = waveforms.masked_fill(~mask, 0.0)
-            mel = self.power_mel(waveforms.float())
-            frames = (torch.log(mel + self.settings.log_offset) - self.settings.mean) / self.settings.std
+            frames = self._in_blocks(self._log_mel, waveforms.float())
         if mask is None:
             return frames, torch.ones(frames.shape[:2], dtype=torch.bool, device=frames.device)
         samples = mask.sum(1)

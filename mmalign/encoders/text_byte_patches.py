@@ -9,7 +9,7 @@ from mmalign.batch import Tokens
 from mmalign.encoders.base import Axis
 from mmalign.encoders.text_bytes import END, VOCABULARY, BytePreprocess, to_front
 from mmalign.encoders.text_causal import CausalLanguageModel, pool_last
-from mmalign.encoders.transformer import Transformer
+from mmalign.encoders.transformer import Transformer, attendable
 
 NOTHING = VOCABULARY  # before the first byte and behind the last one
 
@@ -20,7 +20,8 @@ class TextBytePatches(CausalLanguageModel):
     A byte's local vector is a sum of learned vectors for it and the `context_bytes` - 1 before it. A patch is a linear
     map of the local vectors in it. What predicts the next byte is the local vector plus what the transformer says of
     the patches before, through a perceptron that is part of the head: it runs only where a likelihood is wanted, so
-    that embedding a text costs no more than its patches. `pooled` is the transformer's vector of the last patch.
+    that embedding a text costs no more than its patches. `pooled` is the transformer's vector of the last patch, or,
+    with a pooler, the mean over the patches of what the pooler makes of them.
 
     Args:
         width, depth, heads: of the transformer.
@@ -32,6 +33,9 @@ class TextBytePatches(CausalLanguageModel):
             is noise to the prediction, which learns first of all to drown it in a constant, and then all texts have
             nearly the same vector (cosine .9999). With this, patches have unit variance, and the transformer has no
             bias and is not heard at the start. In configs/demo.yaml, which aligns from the start, it learns slower.
+        pooler_depth: blocks that see the whole text, behind the transformer, and that predict nothing. The vector that
+            predicts what follows a text need not say what is in it; with a pooler the language model is not bent for
+            that.
     """
 
     def __init__(
@@ -45,6 +49,7 @@ class TextBytePatches(CausalLanguageModel):
         mlp_ratio: float = 4.0,
         dropout: float = 0.0,
         language_first: bool = False,
+        pooler_depth: int = 0,
     ) -> None:
         super().__init__(preprocess=BytePreprocess(max_length), width=width, axis=Axis("tokens"))
         self.end_id, self.patch_bytes, self.context_bytes = END, patch_bytes, context_bytes
@@ -58,6 +63,9 @@ class TextBytePatches(CausalLanguageModel):
             nn.LayerNorm(width), nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width)
         )
         self.norm = nn.LayerNorm(width)
+        self.pooler: Transformer | None = None
+        if pooler_depth:
+            self.pooler = Transformer(width, pooler_depth, heads, mlp_ratio, dropout)
         nn.init.normal_(self.embedding.weight, std=0.05)
         if language_first:
             for name, parameter in self.transformer.named_parameters():
@@ -77,10 +85,18 @@ class TextBytePatches(CausalLanguageModel):
         before = torch.cat([self.first.to(seen.dtype).expand(len(seen), 1, -1), seen[:, :-1]], 1)
         sequence = self.spread(before).unflatten(2, (self.patch_bytes, -1)).flatten(1, 2) + local
         sequence = sequence[:, : values.shape[1]]
-        pooled = pool_last(seen, real[:, :: self.patch_bytes])
+        pooled = self._pooled(seen, real[:, :: self.patch_bytes])
         if back is not None:
             sequence = sequence.gather(1, back.unsqueeze(-1).expand_as(sequence))
         return Tokens(sequence, mask, pooled)
+
+    def _pooled(
+        self, seen: Float[Tensor, "batch patches width"], mask: Bool[Tensor, "batch patches"]
+    ) -> Float[Tensor, "batch width"]:
+        if self.pooler is None:
+            return pool_last(seen, mask)
+        weights = attendable(mask).to(seen.dtype).unsqueeze(-1)
+        return (self.pooler(seen, mask) * weights).sum(1) / weights.sum(1)
 
     def _local_vectors(self, ids: Tensor) -> Float[Tensor, "batch length width"]:
         """Sum over the last `context_bytes` bytes, each through the table of its distance."""
@@ -97,6 +113,8 @@ class TextBytePatches(CausalLanguageModel):
     def layers(self) -> list[nn.Module]:
         *blocks, last = self.transformer.blocks
         head = nn.ModuleList([last, self.transformer.norm, self.spread, self.local, self.norm])
+        if self.pooler is not None:
+            head.append(self.pooler)
         return [
             nn.ModuleList([self.embedding, self.patch, self.patch_norm, nn.ParameterList([self.first])]),
             *blocks,

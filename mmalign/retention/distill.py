@@ -146,9 +146,10 @@ class TowerDistillation(_Distillation):
     """Holds towers, not the shared space, to what they were: for encoder text towers, whose language no loss protects.
 
     Loss: weight · mean over the rows of plain text, and over the towers, of 1 − cosine(pooled, pooled before).
-    The rows are those of `text`, and those that a TextReplay or a Replay with text mixes in.
+    The rows are those of `text`, and those that a TextReplay or a Replay with text mixes in; with `captions`, all.
 
-    Stored: nothing. Cost: the teacher's forward pass of the text rows, and `share` of each batch.
+    Stored: nothing. Cost: the teacher's forward pass of these rows, and `share` of each batch. Captions take no share,
+    and are what the new losses pull at: holding them, too, keeps more, also of how other texts lie.
 
     Paper: Hinton et al. 2015, "Distilling the Knowledge in a Neural Network", arXiv:1503.02531; of pooled sentence
     embeddings: Reimers and Gurevych 2020, "Making Monolingual Sentence Embeddings Multilingual using Knowledge
@@ -164,7 +165,12 @@ class TowerDistillation(_Distillation):
     """
 
     def __init__(
-        self, towers: list[str], text: ShardData | None = None, share: float = 0.25, weight: float = 1.0
+        self,
+        towers: list[str],
+        text: ShardData | None = None,
+        share: float = 0.25,
+        weight: float = 1.0,
+        captions: bool = False,
     ) -> None:
         """
         Args:
@@ -172,12 +178,14 @@ class TowerDistillation(_Distillation):
             text: plain text to mix in; None leaves that to another method.
             share: of the batch, for `text`.
             weight: of the loss.
+            captions: distil on what pairs hold for these towers as well, be they new or replayed.
         """
         super().__init__()
         self.towers = towers
         self.text = None if text is None else replace(text, language=True)
         self.share = share
         self.weight = weight
+        self.captions = captions
 
     def prepare(self, plan: StagePlan, model: Aligner) -> None:
         for name in self.towers:
@@ -193,8 +201,9 @@ class TowerDistillation(_Distillation):
     def penalty(self, model: Aligner, batch: Batch, embeddings: Embeddings) -> dict[str, Tensor]:
         total, count = zero(embeddings), 0
         asked = {name: batch.modalities[name] for name in self.towers if name in batch.modalities}
-        if batch.language is not None and asked:
-            old = self._teach(replace(batch, modalities=asked), batch.language)
+        rows = torch.ones_like(batch.group, dtype=torch.bool) if self.captions else batch.language
+        if rows is not None and asked:
+            old = self._teach(replace(batch, modalities=asked), rows)
             start, stop = embeddings.rows or (0, len(embeddings.group))
             for name in asked:
                 present = old.present[name]

@@ -59,6 +59,19 @@ def test_power_mel_equals_the_naive_version(options):
     assert np.allclose(found, expected, rtol=1e-4)
 
 
+@pytest.mark.parametrize("power", [1.0, 2.0])
+def test_blocks_change_no_frame_and_no_gradient(power, monkeypatch):
+    waves = torch.randn(5, 1000, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    found = []
+    for block in (7, 25, 10_000):  # parts of a clip, two clips, everything
+        monkeypatch.setattr("mmalign.encoders.mel._BLOCK_FRAMES", block)
+        frames, _ = LogMel(MelSettings(window=160, hop=80, bins=12, power=power))(waves)
+        found.append((frames, torch.autograd.grad(frames.sum(), waves)[0]))
+    for frames, gradient in found[:2]:
+        torch.testing.assert_close(frames, found[2][0])
+        torch.testing.assert_close(gradient, found[2][1])
+
+
 @given(st.sampled_from(["slaney", "htk"]), st.lists(st.floats(0, 20000), min_size=1, max_size=9))
 def test_mel_scales_invert(scale, hertz):
     assert np.allclose(mel_to_hertz(hertz_to_mel(np.array(hertz), scale), scale), hertz, atol=1e-6)

@@ -15,11 +15,17 @@ from mmalign.encoders.text_hf import TextCausalHF
 TEXTS = ["a", "the small red circle", "the big circle is left of the green square", "", "thé été"]
 
 
-@pytest.fixture(params=["bytes", "byte patches", "llama", "gpt2", "llama with end"])
+def pooled_patches(**settings):
+    return TextBytePatches(**settings, pooler_depth=1)
+
+
+@pytest.fixture(params=["bytes", "byte patches", "byte patches, pooler", "llama", "gpt2", "llama with end"])
 def tower(request, hf_folder):
     torch.manual_seed(0)
     if request.param.startswith("byte"):
-        own = {"bytes": TextBytes, "byte patches": TextBytePatches}[request.param]
+        own = {"bytes": TextBytes, "byte patches": TextBytePatches, "byte patches, pooler": pooled_patches}[
+            request.param
+        ]
         encoder = own(width=16, depth=2, heads=2, max_length=64)
         torch.nn.init.normal_(encoder.embedding.weight)
         return encoder.eval()
@@ -150,7 +156,7 @@ def test_bytes_tokens_are_the_bytes(text):
     assert bytes(preprocess.encode_whole(text)[1:]) == text.encode()
 
 
-@pytest.mark.parametrize("own", [TextBytes, TextBytePatches])
+@pytest.mark.parametrize("own", [TextBytes, TextBytePatches, pooled_patches])
 def test_byte_models_see_no_future(own):
     torch.manual_seed(0)
     encoder = own(width=16, depth=2, heads=2).eval()

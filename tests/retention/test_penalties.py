@@ -17,7 +17,7 @@ from mmalign.retention.base import load_parameters, preprocess_of
 from mmalign.retention.similarity import distance, pair_divergence
 from mmalign.training.gather import gather
 
-METHODS = ["der", "zscl", "lwf", "tower", "ewc", "text"]
+METHODS = ["der", "zscl", "lwf", "tower", "captions", "ewc", "text"]
 
 
 def make(kind: str, workshop: Any) -> dict[str, Retention]:
@@ -28,6 +28,7 @@ def make(kind: str, workshop: Any) -> dict[str, Retention]:
         "zscl": {"replay": replay, "zscl": ZSCL(weight=2.0)},
         "lwf": {"lwf": LwF(weight=2.0)},
         "tower": {"tower": TowerDistillation(["b"], text, weight=2.0)},
+        "captions": {"captions": TowerDistillation(["b"], text, weight=2.0, captions=True)},
         "ewc": {"ewc": EWC(weight=3.0, batches=3, batch_size=6)},
         "text": {"text": TextReplay(text, weight=2.0)},
     }[kind]
@@ -142,7 +143,7 @@ def test_every_term_is_there_in_every_step_and_starts_at_0_for_a_teacher(worksho
     assert all(found == names[0] for found in names)
     own = [name for name in names[0] if name.startswith(f"{kind}.")]
     assert own
-    if kind in ("zscl", "lwf", "tower", "ewc"):
+    if kind in ("zscl", "lwf", "tower", "captions", "ewc"):
         assert values[0][own[0]] == pytest.approx(0, abs=1e-6)
         assert values[-1][own[0]] > 1e-6
 
@@ -169,6 +170,24 @@ def test_a_teacher_is_not_stored_and_not_trained(workshop) -> None:
     assert method.state_dict() == {}
     method.end(plans[1], model, {})
     assert method._teacher is None
+
+
+def test_tower_distillation_on_captions_is_of_all_rows_that_hold_the_tower(workshop) -> None:
+    plans, model = workshop.plans(), workshop.model()
+    workshop.train(plans[0], model, {})
+    batch, teacher = workshop.stream(plans[1], model)[0], copy.deepcopy(model)
+    for held, expected in ((True, None), (False, 0.0)):
+        method = TowerDistillation(["b"], weight=3.0, captions=held)
+        method.begin(plans[1], teacher, {})
+        moved = copy.deepcopy(model)
+        load_parameters(moved, {name: p + 0.1 for name, p in moved.named_parameters()})
+        now, before = moved(batch), teacher(batch)
+        if expected is None:
+            real = before.present["b"]
+            cosine = F.cosine_similarity(now.pooled["b"][real], before.pooled["b"][real], dim=1)
+            expected = 3 * (1 - cosine).mean().item()
+            assert expected > 1e-3
+        assert float(method.penalty(moved, batch, now)["tower_distillation.pooled"].detach()) == pytest.approx(expected)
 
 
 def test_tower_distillation_names_a_tower_that_is_not_there(workshop) -> None:
