@@ -84,6 +84,7 @@ class Benchmark:
         title: what is done, with its full sizes.
         sides: in the order in which the first pair runs; every second pair runs the other way round.
         needs: by side, the modules that have to be installed for it.
+        environment: variables of all sides' processes.
         pairs: how often each side runs.
         quantities: the rows.
     """
@@ -92,6 +93,7 @@ class Benchmark:
     title: ClassVar[str]
     sides: ClassVar[tuple[str, ...]]
     needs: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+    environment: ClassVar[Mapping[str, str]] = {}
     pairs: ClassVar[int] = 5
     quantities: ClassVar[Sequence[Quantity]]
 

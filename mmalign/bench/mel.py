@@ -1,12 +1,11 @@
 """Log-mel spectrograms against librosa's."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import ClassVar
 
 import numpy as np
 
-from mmalign.bench.base import Benchmark, Ceilings, Outcome, Quantity
-from mmalign.bench.ratios import verdict
+from mmalign.bench.base import Benchmark, Outcome, Quantity
 
 _CLIPS = 32
 _SECONDS = 10
@@ -33,26 +32,7 @@ class MelAgainstLibrosa(Benchmark):
         waveforms = (0.3 * tones + 0.05 * generator.standard_normal(tones.shape)).astype(np.float32)
         run = self._mmalign(waveforms) if side == "mmalign" else self._librosa(waveforms)
         run(1)
-        if side == "librosa":
-            return lambda: self._timed(run)
-
-        def with_floor() -> Outcome:
-            outcome = self._timed(run)
-            outcome.values["floor"] = _floor_seconds(waveforms)
-            return outcome
-
-        return with_floor
-
-    def roofline(self, quantity: Quantity, medians: Mapping[str, Mapping[str, float]], ceilings: Ceilings) -> str:
-        if quantity.measure != "rate":
-            return ""
-        floor, peer = medians["mmalign"]["floor"], medians["librosa"]["seconds"]
-        return (
-            f"the Fourier transforms and the product with the filters alone, both torch's own, take {1000 * floor:.1f} "
-            f"ms, librosa as a whole {1000 * peer:.1f} ms: with these two steps no factor above {peer / floor:.1f} is "
-            f"possible; reached {peer / medians['mmalign']['seconds']:.1f}"
-            f"{verdict(peer / floor, quantity.bar)}"
-        )
+        return lambda: self._timed(run)
 
     @staticmethod
     def _timed(run: Callable[[int], np.ndarray]) -> Outcome:
@@ -96,21 +76,3 @@ class MelAgainstLibrosa(Benchmark):
             return np.stack([one(waveform) for waveform in (waveforms[:only] if only else waveforms)])
 
         return run
-
-
-def _floor_seconds(waveforms: np.ndarray) -> float:
-    """Of the two steps that cannot be left out."""
-    from time import perf_counter
-
-    import torch
-
-    frames = torch.from_numpy(waveforms).unfold(1, 400, 160).contiguous()
-    filters, times = torch.rand(201, 64), []
-    power = torch.rand(*frames.shape[:2], 201)
-    with torch.inference_mode():
-        for _ in range(6):
-            started = perf_counter()
-            torch.fft.rfft(frames)
-            torch.matmul(power, filters)
-            times.append(perf_counter() - started)
-    return min(times)

@@ -75,7 +75,7 @@ def run_side(name: str, side: str, settings: Settings, folder: Path) -> Sample:
         log = Path(text) / "log.txt"
         with open(log, "wb") as file:
             command = [sys.executable, "-m", "mmalign.bench.worker", str(job)]
-            status = subprocess.run(command, stdout=file, stderr=file, env=_environment(settings)).returncode
+            status = subprocess.run(command, stdout=file, stderr=file, env=_environment(name, settings)).returncode
         if status:
             lines = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
             raise SideFailed((lines[-1] if lines else f"exit status {status}").strip()[:300])
@@ -86,9 +86,11 @@ def run_side(name: str, side: str, settings: Settings, folder: Path) -> Sample:
             return Sample(measures, {key: arrays[key] for key in arrays.files})
 
 
-def _environment(settings: Settings) -> dict[str, str]:
+def _environment(name: str, settings: Settings) -> dict[str, str]:
+    own = find(name).environment
     threads = {f"{library}_NUM_THREADS": str(settings.threads) for library in ("OMP", "MKL", "OPENBLAS", "NUMBA")}
-    return {**os.environ, **threads, "HF_HUB_OFFLINE": "1", "WANDB_MODE": "disabled", "TOKENIZERS_PARALLELISM": "false"}
+    offline = {"HF_HUB_OFFLINE": "1", "WANDB_MODE": "disabled", "TOKENIZERS_PARALLELISM": "false"}
+    return {**os.environ, **threads, **offline, **own}
 
 
 def _lacking(modules: tuple[str, ...]) -> str:

@@ -65,7 +65,8 @@ class Runtime:
         threads: of torch, in the training process; None leaves torch's choice.
         chunk_size: gradient caching: the towers see this many samples at a time, the loss sees the whole batch, and
             the gradients are those of the whole batch. None turns it off. This is also how to accumulate gradients:
-            Lightning's accumulate_grad_batches would change a contrastive loss: it shrinks its set of negatives.
+            Lightning's accumulate_grad_batches would change a contrastive loss: it shrinks its set of negatives. On a
+            CPU under glibc, start mmalign with MALLOC_MMAP_THRESHOLD_=1000000, or much of what is freed is kept.
         recompute: embed chunks again in the backward pass (memory of one chunk), or keep their graphs.
         gradient_checkpointing: modalities whose towers run again in the backward pass, block by block, and keep little.
         compile: modalities whose towers go through `torch.compile`.
