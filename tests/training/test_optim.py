@@ -93,3 +93,24 @@ def test_built_optimizer_follows_the_schedule():
         scheduler.step()
     assert [rate["encoder.image"] for rate in rates] == pytest.approx([0.05, 0.1, 0.1])
     assert [rate["encoder.text"] for rate in rates] == pytest.approx([0.005, 0.01, 0.01])
+
+
+def test_built_optimizer_is_adamw_and_may_be_clipped_in_mixed_precision():
+    from lightning.pytorch.plugins.precision import MixedPrecision
+
+    torch.manual_seed(0)
+    tower, plain = Tower(), Tower()
+    plain.load_state_dict(tower.state_dict())
+    settings = Optimization(learning_rate=0.01, weight_decay=0.2, warmup_steps=0, schedule="constant")
+    ours = settings.build({"encoder.image": tower}, 5)["optimizer"]
+    groups = parameter_groups({"encoder.image": plain}, 0.01, {}, 0.2)
+    peer = torch.optim.AdamW(groups, lr=0.01, betas=settings.betas, eps=settings.eps, foreach=False)
+    x = torch.randn(7, 4)
+    for _ in range(5):
+        for module, optimizer in ((tower, ours), (plain, peer)):
+            optimizer.zero_grad()
+            (module.norm(module.linear(x)).pow(3).sum() + module.position.exp().sum()).backward()
+            MixedPrecision("bf16-mixed", "cpu").clip_gradients(optimizer, 1.0)
+            optimizer.step()
+    for name, value in tower.named_parameters():
+        torch.testing.assert_close(value, plain.get_parameter(name))
