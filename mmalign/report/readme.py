@@ -105,6 +105,7 @@ def _benchmarks(content: dict[str, Any]) -> str:
         for remark in filter(None, (row["note"], row["roofline"])):
             remarks.append(f"- {_escaped(row['benchmark'])}, {_escaped(row['quantity'])}: {_escaped(remark)}.")
     parts = ["\n".join("| " + " | ".join(line) + " |" for line in lines)]
+    parts.append(f"{sum(row['holds'] for row in content['rows'])} of {len(content['rows'])} bars are reached.")
     parts += ["\n".join(remarks)] if remarks else []
     known = ", ".join(f"{name} {version}" for name, version in content["versions"].items() if version)
     command, size = content["command"], "" if content["scale"] == 1 else f"; {content['scale']:g} of the full sizes"
