@@ -146,7 +146,7 @@ class LogMel(nn.Module):
 
     def _log_mel(self, frames: Float[Tensor, "batch frames window"]) -> Float[Tensor, "batch frames bins"]:
         mel = self._power_mel(frames)
-        return (torch.log(mel + self.settings.log_offset) - self.settings.mean) / self.settings.std
+        return mel.add_(self.settings.log_offset).log_().sub_(self.settings.mean).div_(self.settings.std)
 
     def _in_blocks(
         self, function: Callable[[Tensor], Tensor], waveforms: Float[Tensor, "batch samples"]
