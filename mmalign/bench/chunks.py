@@ -18,7 +18,7 @@ _PEER = "the plain batch"
 class GradientCaching(Benchmark):
     """One step's forward and backward pass over all parameters, as `runtime.chunk_size` does it.
 
-    glibc keeps of what is freed between chunks now 50 and now 400 MiB. With a fixed threshold it gives all large blocks
+    glibc keeps of what is freed between chunks now 40 and now 380 MiB. With a fixed threshold it gives all large blocks
     back, on both sides alike; without, the chunks' peak says more about it than about them.
     """
 

@@ -9,7 +9,7 @@ from mmalign.batch import Tokens
 from mmalign.encoders.base import Axis
 from mmalign.encoders.text_bytes import END, VOCABULARY, BytePreprocess, to_front
 from mmalign.encoders.text_causal import CausalLanguageModel, pool_last
-from mmalign.encoders.transformer import Transformer, attendable
+from mmalign.encoders.transformer import Transformer
 
 NOTHING = VOCABULARY  # before the first byte and behind the last one
 
@@ -95,8 +95,7 @@ class TextBytePatches(CausalLanguageModel):
     ) -> Float[Tensor, "batch width"]:
         if self.pooler is None:
             return pool_last(seen, mask)
-        weights = attendable(mask).to(seen.dtype).unsqueeze(-1)
-        return (self.pooler(seen, mask) * weights).sum(1) / weights.sum(1)
+        return Tokens.mean_pooled(self.pooler(seen, mask), mask).pooled
 
     def _local_vectors(self, ids: Tensor) -> Float[Tensor, "batch length width"]:
         """Sum over the last `context_bytes` bytes, each through the table of its distance."""

@@ -81,6 +81,17 @@ def hashed_split(key: str, shares: Mapping[str, float], salt: str = "") -> str:
     return list(shares)[-1]
 
 
+def split_shares(val_share: float, test_share: float) -> dict[str, float]:
+    """Shares of train, val and test, for `hashed_split`.
+
+    Raises:
+        ValueError: unless both are positive and leave something for training.
+    """
+    if not (val_share > 0 and test_share > 0 and val_share + test_share < 1):
+        raise ValueError(f"val_share {val_share} and test_share {test_share} must be positive and leave a training set")
+    return {"train": 1 - val_share - test_share, "val": val_share, "test": test_share}
+
+
 def key_from(text: str, limit: int = 60) -> str:
     """A valid key of at most `limit` characters made of any name: ASCII letters, digits, `-` and `_`.
 

@@ -111,13 +111,6 @@ def inside(root: Path, name: str) -> Path | None:
     return path if path.is_relative_to(os.path.abspath(root)) else None
 
 
-def split_shares(val_share: float, test_share: float) -> dict[str, float]:
-    """Raises ValueError unless both are positive and leave something for training."""
-    if not (val_share > 0 and test_share > 0 and val_share + test_share < 1):
-        raise ValueError(f"val_share {val_share} and test_share {test_share} must be positive and leave a training set")
-    return {"train": 1 - val_share - test_share, "val": val_share, "test": test_share}
-
-
 def stored_picture(data: bytes, side: int) -> tuple[str, bytes]:
     """A picture of a bounded side: as it came where that is possible, else scaled down and stored as JPEG.
 

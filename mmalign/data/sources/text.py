@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from mmalign.data.sample import RawSample
-from mmalign.data.sources.base import Source, hashed_split, json_member, key_from
+from mmalign.data.sources.base import Source, hashed_split, json_member, key_from, split_shares
 
 _EXCLUDED_DIRECTORIES = {
     "site-packages",
@@ -57,11 +57,10 @@ class Docstrings(Source):
     ):
         if passage_characters < 64:
             raise ValueError(f"passage_characters is {passage_characters}, must be at least 64")
-        if not (val_share > 0 and test_share > 0 and val_share + test_share < 1):
-            raise ValueError(f"val_share {val_share} and test_share {test_share} must leave something for training")
         self.directory = directory
         self.passage_characters, self.val_share, self.test_share = passage_characters, val_share, test_share
         self.seed = seed
+        self._shares = split_shares(val_share, test_share)
         self._root = Path(directory or sysconfig.get_path("stdlib"))
         if not self._root.is_dir():
             raise FileNotFoundError(f"directory {self._root} does not exist")
@@ -91,14 +90,13 @@ class Docstrings(Source):
     def _read(self) -> dict[str, dict[str, list[str]]]:
         """Paragraphs by split and document, without repetitions."""
         if not self._documents:
-            shares = {"train": 1 - self.val_share - self.test_share, "val": self.val_share, "test": self.test_share}
-            raw: dict[str, dict[str, list[str]]] = {split: {} for split in shares}
+            raw: dict[str, dict[str, list[str]]] = {split: {} for split in self._shares}
             for name, package, text in self._texts():
                 self._hash.update(f"{name}\0{text}\0".encode("utf-8", "surrogateescape"))
-                raw[hashed_split(package, shares, salt=f"docstrings/{self.seed}")][name] = paragraphs_of(text)
+                raw[hashed_split(package, self._shares, salt=f"docstrings/{self.seed}")][name] = paragraphs_of(text)
             taken: set[int] = set()
             kept = {split: self._without_repetitions(raw[split], taken) for split in ("test", "val", "train")}
-            self._documents = {split: kept[split] for split in shares}
+            self._documents = {split: kept[split] for split in self._shares}
         return self._documents
 
     def _texts(self) -> Iterator[tuple[str, str, str]]:

@@ -16,7 +16,7 @@ from typing import Any
 from mmalign import assets
 from mmalign.assets.hashing import file_sha256, tree_sha256
 from mmalign.data.sample import RawSample
-from mmalign.data.sources.base import Source, hashed_split, json_member
+from mmalign.data.sources.base import Source, hashed_split, json_member, split_shares
 
 _PARTS_OF_SPEECH = ("adj", "adv", "noun", "verb")
 _EXAMPLE = re.compile(r'"([^"]+)"')
@@ -46,10 +46,9 @@ class WordNet(Source):
     ):
         if min_words < 1:
             raise ValueError(f"min_words is {min_words}, must be at least 1")
-        if not (val_share > 0 and test_share > 0 and val_share + test_share < 1):
-            raise ValueError(f"val_share {val_share} and test_share {test_share} must leave something for training")
         self.directory, self.min_words = directory, min_words
         self.val_share, self.test_share, self.seed = val_share, test_share, seed
+        self._shares = split_shares(val_share, test_share)
         self._report: Counter[str] = Counter()
 
     def splits(self) -> list[str]:
@@ -79,11 +78,10 @@ class WordNet(Source):
     @cached_property
     def _sentences(self) -> dict[str, dict[str, str]]:
         """By split and key."""
-        shares = {"train": 1 - self.val_share - self.test_share, "val": self.val_share, "test": self.test_share}
-        found: dict[str, dict[str, str]] = {split: {} for split in shares}
+        found: dict[str, dict[str, str]] = {split: {} for split in self._shares}
         seen: set[str] = set()
         for meaning, examples in self._meanings():
-            split = hashed_split(meaning, shares, salt=f"wordnet/{self.seed}")
+            split = hashed_split(meaning, self._shares, salt=f"wordnet/{self.seed}")
             for i, example in enumerate(examples):
                 words = re.findall(r"\w+", example.lower())
                 normal = " ".join(words)
