@@ -9,13 +9,13 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from mmalign.data.sources.base import split_shares
 from mmalign.data.sources.paired import (
     PICTURE_SUFFIXES,
     Item,
     PairedSource,
     divided,
     inside,
-    split_shares,
     stored_picture,
 )
 

@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from mmalign.data.sources.paired import Item, PairedSource, divided, inside, split_shares
+from mmalign.data.sources.base import split_shares
+from mmalign.data.sources.paired import Item, PairedSource, divided, inside
 from mmalign.data.sources.recordings import RecordingRefused, flac_recording
 
 
