@@ -17,6 +17,9 @@ Sides = Literal["hertz", "mel"]
 _BLOCK_FRAMES = 1024
 """Frames that go through all steps together on a CPU: what is between two steps then stays in its cache."""
 
+_BAND_BINS = 16
+"""Mel bins that are summed together on a CPU: with few, few frequencies reach them, and what is 0 need not be added."""
+
 
 def hertz_to_mel(hertz: np.ndarray, scale: Scale) -> np.ndarray:
     """Mel of frequencies: "htk" is logarithmic throughout, "slaney" (the Auditory Toolbox) linear below 1 kHz."""
@@ -111,6 +114,12 @@ class MelSettings:
         return self.sample_rate_hz / self.hop
 
 
+def _band(filters: np.ndarray, bins: slice) -> tuple[slice, slice]:
+    """Which columns of [bins, frequencies] reach these bins, and the bins."""
+    columns = np.flatnonzero(filters[bins].any(0))
+    return slice(columns.min(initial=0), columns.max(initial=0) + 1), bins
+
+
 class LogMel(nn.Module):
     """Waveforms -> normalised log-mel frames.
 
@@ -121,7 +130,7 @@ class LogMel(nn.Module):
         ValueError: the mel range doesn't fit the sample rate.
     """
 
-    filters: Tensor
+    weights: Tensor
     hann: Tensor
 
     def __init__(self, settings: MelSettings) -> None:
@@ -129,8 +138,11 @@ class LogMel(nn.Module):
         self.settings = s = settings
         f_max_hz = s.sample_rate_hz / 2 if s.f_max_hz is None else s.f_max_hz
         filters = mel_filters(s.sample_rate_hz, s.window, s.bins, s.f_min_hz, f_max_hz, s.scale, s.area, s.sides)
+        if s.power == 2:  # no square root is needed: the filters add the squares of real and imaginary part
+            filters = filters.repeat(2, axis=1)
         # Settings decide these completely, so checkpoints need not carry them.
-        self.register_buffer("filters", torch.from_numpy(filters.T.copy()).float(), persistent=False)
+        self.register_buffer("weights", torch.from_numpy(filters.T.copy()).float(), persistent=False)
+        self._bands = [_band(filters, slice(start, start + _BAND_BINS)) for start in range(0, s.bins, _BAND_BINS)]
         hann = torch.hann_window(s.window, periodic=s.periodic, dtype=torch.float64)
         self.register_buffer("hann", hann.float(), persistent=False)
 
@@ -140,9 +152,13 @@ class LogMel(nn.Module):
 
     def _power_mel(self, frames: Float[Tensor, "batch frames window"]) -> Float[Tensor, "batch frames bins"]:
         spectrum = torch.fft.rfft(frames * self.hann)
-        if self.settings.power == 2:  # no square root, and the filters add real and imaginary part
-            return torch.view_as_real(spectrum).flatten(2).square() @ self.filters.repeat_interleave(2, 0)
-        return spectrum.abs().pow(self.settings.power) @ self.filters
+        if self.settings.power == 2:
+            power = torch.view_as_real(spectrum).flatten(2).square_()
+        else:
+            power = spectrum.abs().pow_(self.settings.power)
+        if power.device.type != "cpu":
+            return power @ self.weights
+        return torch.cat([power[..., rows] @ self.weights[rows, bins] for rows, bins in self._bands], -1)
 
     def _log_mel(self, frames: Float[Tensor, "batch frames window"]) -> Float[Tensor, "batch frames bins"]:
         mel = self._power_mel(frames)

@@ -112,10 +112,7 @@ class TextBytePatches(CausalLanguageModel):
     def layers(self) -> list[nn.Module]:
         *blocks, last = self.transformer.blocks
         head = nn.ModuleList([last, self.transformer.norm, self.spread, self.local, self.norm])
-        if self.pooler is not None:
-            head.append(self.pooler)
-        return [
-            nn.ModuleList([self.embedding, self.patch, self.patch_norm, nn.ParameterList([self.first])]),
-            *blocks,
-            head,
-        ]
+        start = nn.ModuleList([self.embedding, self.patch, self.patch_norm, nn.ParameterList([self.first])])
+        # one layer of its own: `trainable: {encoder.text: 1}` trains it and leaves the language model as it is
+        pooler = [] if self.pooler is None else [self.pooler]
+        return [start, *blocks, head, *pooler]
