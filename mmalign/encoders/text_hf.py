@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from mmalign.batch import Tokens
 from mmalign.encoders.base import Axis, Encoder
+from mmalign.encoders.frozen_prefix import FrozenPrefix
 from mmalign.encoders.text_causal import CausalLanguageModel, CausalTextPreprocess, TextPreprocess, pool_last
 from mmalign.encoders.transformer import attendable
 
@@ -111,6 +112,10 @@ def _is_causal(config: Any) -> bool:
     return any(name.endswith(("ForCausalLM", "LMHeadModel")) for name in names)
 
 
+def _block_list(base: nn.Module, depth: int) -> nn.ModuleList:
+    return next(m for m in base.modules() if isinstance(m, nn.ModuleList) and len(m) == depth)
+
+
 def _layers(base: nn.Module, depth: int, head: nn.Module | None = None) -> list[nn.Module]:
     """Embeddings, the blocks in order; what follows the blocks belongs to the last one."""
     before: list[nn.Module] = []
@@ -141,12 +146,14 @@ class TextHF(Encoder):
         model: a name on the hub, a local folder, or the name of an asset ("minilm").
         pretrained: False builds the same architecture with random weights.
         max_length: tokens; longer texts are cut.
+        prefix_cache_bytes: memory for the outputs of leading layers that a stage doesn't train, see FrozenPrefix; 0
+            computes them anew each time.
 
     Raises:
         ValueError: the model is a causal language model, or has fewer positions than `max_length`.
     """
 
-    def __init__(self, model: str, pretrained: bool = True, max_length: int = 128) -> None:
+    def __init__(self, model: str, pretrained: bool = True, max_length: int = 128, prefix_cache_bytes: int = 0) -> None:
         from transformers import AutoModel
 
         tower = _load(AutoModel, model, pretrained)
@@ -161,13 +168,17 @@ class TextHF(Encoder):
         super().__init__(preprocess=preprocess, width=tower.config.hidden_size, axis=Axis("tokens"))
         self.tower = tower
         self.model = model
+        self.prefix = FrozenPrefix(prefix_cache_bytes)
 
     def forward(self, values: Tensor, mask: Bool[Tensor, "batch length"] | None = None) -> Tokens:
         if mask is None:
             mask = torch.ones_like(values, dtype=torch.bool)
-        attention_mask = attendable(mask).long()
-        sequence = self.tower(input_ids=values, attention_mask=attention_mask).last_hidden_state
-        return Tokens.mean_pooled(sequence, mask)
+        blocks = _block_list(self.tower, self.tower.config.num_hidden_layers)
+        output = self.prefix.run(self._run, self.layers(), blocks, values, attendable(mask))
+        return Tokens.mean_pooled(output.last_hidden_state, mask)
+
+    def _run(self, ids: Tensor, attended: Tensor) -> Any:
+        return self.tower(input_ids=ids, attention_mask=attended.long())
 
     def layers(self) -> list[nn.Module]:
         return _layers(self.tower, self.tower.config.num_hidden_layers)
@@ -185,6 +196,7 @@ class TextCausalHF(CausalLanguageModel):
         pretrained: False builds the same architecture with random weights.
         max_length: tokens; longer texts are cut (but scored whole, see `score_text`).
         start, append_end: see `CausalHFPreprocess`.
+        prefix_cache_bytes: as in TextHF.
 
     Raises:
         ValueError: the model is no causal language model, its logits are more than its head's output, or it has fewer
@@ -198,6 +210,7 @@ class TextCausalHF(CausalLanguageModel):
         max_length: int = 128,
         start: str | None = None,
         append_end: bool = False,
+        prefix_cache_bytes: int = 0,
     ) -> None:
         from transformers import AutoModelForCausalLM
 
@@ -210,6 +223,7 @@ class TextCausalHF(CausalLanguageModel):
         self.lm = lm
         self.model = model
         self.end_id = load_tokenizer(model).eos_token_id if append_end else None
+        self.prefix = FrozenPrefix(prefix_cache_bytes)
         self._takes_positions = "position_ids" in inspect.signature(lm.base_model.forward).parameters
         self._check_head(model)
         self.train()
@@ -225,11 +239,14 @@ class TextCausalHF(CausalLanguageModel):
     def forward(self, values: Tensor, mask: Bool[Tensor, "batch length"] | None = None) -> Tokens:
         if mask is None:
             mask = torch.ones_like(values, dtype=torch.bool)
-        attended = attendable(mask).long()
-        positions = {"position_ids": (attended.cumsum(1) - 1).clamp(min=0)} if self._takes_positions else {}
-        output = self.lm.base_model(input_ids=values, attention_mask=attended, use_cache=False, **positions)
-        sequence = output.last_hidden_state
+        blocks = _block_list(self.lm.base_model, self.lm.config.num_hidden_layers)
+        sequence = self.prefix.run(self._run, self.layers(), blocks, values, attendable(mask)).last_hidden_state
         return Tokens(sequence, mask, pool_last(sequence, mask))
+
+    def _run(self, ids: Tensor, attended: Tensor) -> Any:
+        mask = attended.long()
+        positions = {"position_ids": (mask.cumsum(1) - 1).clamp(min=0)} if self._takes_positions else {}
+        return self.lm.base_model(input_ids=ids, attention_mask=mask, use_cache=False, **positions)
 
     def logits(self, sequence: Float[Tensor, "*positions width"]) -> Float[Tensor, "*positions vocabulary"]:
         return self.lm.get_output_embeddings()(sequence)

@@ -63,7 +63,8 @@ class Replay(Retention):
                 all. Own negatives keep the old task as it was; with shared ones the data sets also learn to be told
                 apart, which needs no alignment.
             past_losses: factor on the weights of the losses of earlier stages; 0 leaves those out that the stage does
-                not have itself.
+                not have itself. A loss is a mean over its rows: with 1 the memory counts as much as all new rows,
+                whatever its share; with share / (1 - share) each row counts the same.
             text: plain text to mix in as well; None means none.
             text_share, text_weight: its share of the batch, and the weight of its next-token loss.
 

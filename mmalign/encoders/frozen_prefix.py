@@ -1,0 +1,139 @@
+"""What comes out of a text tower's leading layers while they are not trained: computed once per text."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+Forward = Callable[[Int[Tensor, "batch length"], Bool[Tensor, "batch length"]], Any]
+"""Token ids and which of them count -> whatever the tower's own model returns."""
+
+
+class FrozenPrefix:
+    """Remembers the vectors behind the leading frozen blocks of a tower, by text.
+
+    Of a tower whose last layers alone are trained, the layers before give the same for the same text at every epoch,
+    replay and evaluation. With this they run once per text, and a step costs what the last layers cost.
+
+    Each text goes through the prefix alone and without autocast. What is remembered therefore doesn't depend on the
+    texts around it, nor on what was remembered before: a resumed run goes on bit by bit. It differs from the plain
+    tower by rounding.
+
+    It is used for as many leading layers as are frozen *and* in evaluation mode (dropout would make them random), and
+    forgets everything as soon as one of their weights is another. It is no part of checkpoints, copies or exports.
+
+    Args:
+        capacity_bytes: texts that would need more are computed again each time.
+    """
+
+    def __init__(self, capacity_bytes: int) -> None:
+        self.capacity_bytes = capacity_bytes
+        self._forget(())
+
+    def _forget(self, weights: tuple[Any, ...]) -> None:
+        self._weights = weights
+        self._rows: dict[bytes, Tensor] = {}
+        self.bytes_used = 0
+
+    def __len__(self) -> int:
+        """Texts that are remembered."""
+        return len(self._rows)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return FrozenPrefix, (self.capacity_bytes,)
+
+    def run(
+        self,
+        forward: Forward,
+        layers: list[nn.Module],
+        blocks: nn.ModuleList,
+        values: Int[Tensor, "batch length"],
+        attended: Bool[Tensor, "batch length"],
+    ) -> Any:
+        """`forward(values, attended)`, with what is known of the leading blocks in their place.
+
+        Args:
+            layers: as `Encoder.layers` gives them: the embeddings first, then block after block.
+            blocks: the model's own list of these blocks.
+
+        Raises:
+            ValueError: blocks return more than one tensor, as T5's do.
+        """
+        frozen = _leading_frozen(layers)
+        depth = min(frozen - 1, len(blocks))  # the first layer is the embeddings
+        if self.capacity_bytes == 0 or depth < 1:
+            return forward(values, attended)
+        weights = [parameter for layer in layers[:frozen] for parameter in layer.parameters()]
+        found = (depth, *((id(weight), weight._version, weight.data_ptr()) for weight in weights))
+        if found != self._weights:
+            self._forget(found)
+        given = torch.zeros(0)
+        for i in range(len(values)):
+            row = self._row(forward, blocks, depth, values[i][attended[i]])
+            if i == 0:
+                given = row.new_zeros(*values.shape, row.shape[-1])
+            given[i, attended[i]] = row
+        with _forwards(blocks[:depth], [lambda *_, **__: self._like_blocks(given)] + [self._passed_on] * (depth - 1)):
+            return forward(values, attended)
+
+    @torch.no_grad()
+    def _row(
+        self, forward: Forward, blocks: nn.ModuleList, depth: int, ids: Int[Tensor, " length"]
+    ) -> Float[Tensor, "length width"]:
+        key = ids.cpu().numpy().tobytes()
+        if key in self._rows:
+            return self._rows[key]
+        found: list[Tensor] = []
+
+        def take(_module: nn.Module, _inputs: Any, output: Any) -> None:
+            self._tuples = isinstance(output, tuple)
+            if self._tuples and len(output) > 1:
+                raise ValueError("prefix_cache_bytes: the blocks of this model give each other more than vectors")
+            found.append((output[0] if self._tuples else output)[0])
+
+        hook = blocks[depth - 1].register_forward_hook(take)
+        rest = blocks[depth:]
+        try:
+            with torch.autocast(ids.device.type, enabled=False), _forwards(rest, [self._passed_on] * len(rest)):
+                forward(ids[None], torch.ones_like(ids[None], dtype=torch.bool))
+        finally:
+            hook.remove()
+        size = found[0].numel() * found[0].element_size()
+        if self.bytes_used + size <= self.capacity_bytes:
+            self._rows[key] = found[0]
+            self.bytes_used += size
+        return found[0]
+
+    def _like_blocks(self, hidden: Tensor) -> Any:
+        """As the blocks of this model return it: some return a tuple."""
+        return (hidden,) if self._tuples else hidden
+
+    def _passed_on(self, hidden: Tensor, *_: Any, **__: Any) -> Any:
+        return self._like_blocks(hidden)
+
+
+def _leading_frozen(layers: list[nn.Module]) -> int:
+    for count, layer in enumerate(layers):
+        trained = any(parameter.requires_grad for parameter in layer.parameters())
+        if trained or any(part.training for part in layer.modules() if not isinstance(part, nn.ModuleList)):
+            return count
+    return len(layers)
+
+
+@contextmanager
+def _forwards(blocks: nn.ModuleList, forwards: list[Callable[..., Any]]) -> Iterator[None]:
+    """Other `forward` methods for a while; what models ask of their blocks besides is still there."""
+    before = [vars(block).get("forward") for block in blocks]
+    try:
+        for block, forward in zip(blocks, forwards, strict=True):
+            block.forward = forward
+        yield
+    finally:
+        for block, own in zip(blocks, before, strict=True):
+            if own is None:
+                del block.forward
+            else:
+                block.forward = own

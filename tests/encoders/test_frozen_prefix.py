@@ -1,0 +1,138 @@
+"""Remembered prefixes: the plain tower's results and gradients, the same bits whatever came before."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+
+from mmalign.encoders.frozen_prefix import FrozenPrefix
+from mmalign.encoders.text_hf import TextCausalHF, TextHF
+
+TEXTS = ["a", "the small red circle", "the big circle is left of the green square", "a", "the cat"]
+
+
+@pytest.fixture(params=["bert", "llama", "gpt2"])
+def tower(request, hf_folder):
+    kind = TextHF if request.param == "bert" else TextCausalHF
+    return kind(str(hf_folder(request.param)), max_length=32, prefix_cache_bytes=10**6)
+
+
+def trained(tower, last):
+    """As a stage leaves it: the last layers are trained, the others in evaluation mode."""
+    tower.train().requires_grad_(False)
+    layers = tower.layers()
+    for layer in layers[: len(layers) - last]:
+        layer.eval()
+    for layer in layers[len(layers) - last :]:
+        layer.requires_grad_(True)
+    for part in tower.modules():
+        if isinstance(part, torch.nn.Dropout):
+            part.p = 0.0
+    return tower
+
+
+def collated(tower, texts):
+    return tower.preprocess.collate([tower.preprocess.prepare(text, None) for text in texts])
+
+
+def result(tower, values, mask):
+    tower.zero_grad()
+    tokens = tower(values, mask)
+    if any(p.requires_grad for p in tower.parameters()):
+        (tokens.pooled * torch.linspace(-1, 1, tower.width)).sum().backward()
+    gradients = {name: p.grad for name, p in tower.named_parameters() if p.grad is not None}
+    return tokens.pooled.detach(), tokens.sequence.detach()[mask], gradients
+
+
+@pytest.mark.parametrize("last", [0, 1])
+@pytest.mark.parametrize("front", [False, True])
+def test_equals_the_plain_tower(tower, last, front):
+    trained(tower, last)
+    values, mask = collated(tower, TEXTS)
+    if front:
+        if isinstance(tower, TextHF):
+            pytest.skip("its positions count the padding")
+        lengths = mask.sum(1).tolist()
+        values, mask = (
+            torch.stack([row.roll(len(row) - n) for row, n in zip(rows, lengths, strict=True)])
+            for rows in (values, mask)
+        )
+    remembered = result(tower, values, mask)
+    again = result(tower, values, mask)
+    assert len(tower.prefix) == 4  # "a" stands twice
+    tower.prefix = FrozenPrefix(0)
+    plain = result(tower, values, mask)
+    assert bool(plain[2]) == (last > 0)
+    for a, b, c in zip(remembered[:2], again[:2], plain[:2], strict=True):
+        assert torch.equal(a, b)
+        torch.testing.assert_close(a, c, atol=1e-5, rtol=1e-5)
+    assert remembered[2].keys() == plain[2].keys()
+    for name, gradient in plain[2].items():
+        torch.testing.assert_close(remembered[2][name], gradient, atol=1e-5, rtol=1e-4)
+
+
+def test_bits_do_not_depend_on_what_was_seen_before(tower):
+    trained(tower, 1)
+    fresh = copy.deepcopy(tower)
+    assert len(fresh.prefix) == 0
+    result(tower, *collated(tower, TEXTS[2:]))
+    batch = collated(tower, TEXTS)
+    first, second = result(tower, *batch), result(fresh, *batch)
+    assert torch.equal(first[0], second[0])
+    assert all(torch.equal(first[2][name], second[2][name]) for name in first[2])
+
+
+def test_leading_blocks_run_once_per_text(tower):
+    trained(tower, 1)
+    block = next(m for m in tower.modules() if isinstance(m, torch.nn.ModuleList) and len(m) > 1)[0]
+    rows, own = [], block.forward
+
+    def counted(hidden, *arguments, **keywords):
+        rows.append(len(hidden))
+        return own(hidden, *arguments, **keywords)
+
+    block.forward = counted
+    batch = collated(tower, TEXTS)
+    for _ in range(3):
+        result(tower, *batch)
+    with torch.inference_mode():
+        tower(*batch)
+    assert rows == [1, 1, 1, 1]
+    assert block.forward is counted
+
+
+def test_another_weight_forgets_everything(tower):
+    trained(tower, 1)
+    batch = collated(tower, TEXTS)
+    before = result(tower, *batch)[0]
+    with torch.no_grad():
+        next(tower.layers()[0].parameters()).mul_(1.5)
+    after = result(tower, *batch)[0]
+    assert not torch.allclose(before, after)
+    tower.prefix = FrozenPrefix(0)
+    torch.testing.assert_close(result(tower, *batch)[0], after, atol=1e-5, rtol=1e-5)
+
+
+def test_nothing_is_remembered_of_layers_that_are_trained_or_drop_out(tower):
+    batch = collated(tower, TEXTS)
+    tower.train()
+    tower(*batch)
+    tower.requires_grad_(False)  # but still in training mode
+    tower(*batch)
+    assert len(tower.prefix) == 0
+    tower.eval()
+    tower(*batch)
+    assert len(tower.prefix) == 4
+
+
+def test_capacity_is_kept(tower):
+    trained(tower, 1)
+    batch = collated(tower, TEXTS)
+    expected = result(tower, *batch)[0]
+    room = max(len(row) for row in tower.prefix._rows.values()) * tower.width * 4
+    tower.prefix = FrozenPrefix(room)
+    assert torch.equal(result(tower, *batch)[0], expected)
+    assert 0 < tower.prefix.bytes_used <= room
+    assert len(pickle.loads(pickle.dumps(tower.prefix))) == 0
+    assert tower.prefix.capacity_bytes == room
