@@ -1,6 +1,6 @@
 """The model: encoders, one projection per modality, and an optional fusion. No losses, no Lightning."""
 
-from typing import cast
+from typing import Literal, cast
 
 import torch
 from jaxtyping import Bool, Float
@@ -41,6 +41,32 @@ class Projection(nn.Module):
         return projected if self.residual is None else projected + self.residual(pooled)
 
 
+class LeastSquares(nn.Module):
+    """A head that is computed from training pairs, not trained: one side of a ridge regression between two towers.
+
+    The source is mapped onto what the target is at unit length; both are centred by their training means. Until `set`
+    it is random. What it holds are buffers: no optimizer moves it, and checkpoints and exports carry it.
+    """
+
+    weight: Tensor
+    mean: Tensor
+
+    def __init__(self, width: int, dim: int, side: Literal["source", "target"]) -> None:
+        super().__init__()
+        self.side = side
+        self.register_buffer("weight", torch.randn(width, dim) / width**0.5)
+        self.register_buffer("mean", torch.zeros(width))
+
+    def set(self, mean: Float[Tensor, " width"], weight: Float[Tensor, "width dim"]) -> None:
+        with torch.no_grad():
+            self.mean.copy_(mean)
+            self.weight.copy_(weight)
+
+    def forward(self, pooled: Float[Tensor, "batch width"]) -> Float[Tensor, "batch dim"]:
+        pooled = pooled.to(self.weight.dtype)
+        return ((pooled if self.side == "source" else F.normalize(pooled, dim=-1)) - self.mean) @ self.weight
+
+
 class Heads(nn.ModuleList):
     """Several projections side by side, each into its own equal part of the shared space, each part at unit length.
 
@@ -48,14 +74,28 @@ class Heads(nn.ModuleList):
     heads' cosines: an ensemble (Lakshminarayanan et al. 2017, "Simple and Scalable Predictive Uncertainty Estimation
     using Deep Ensembles", NeurIPS) that costs a few small layers, since the tower is shared.
 
+    Args:
+        computed: which side of a least-squares map the last head is; None: it is trained like the others.
+
     Raises:
         ValueError: `dim` is no multiple of `heads`.
     """
 
-    def __init__(self, heads: int, width: int, dim: int, hidden: int = 0, dropout: float = 0.0) -> None:
+    def __init__(
+        self,
+        heads: int,
+        width: int,
+        dim: int,
+        hidden: int = 0,
+        dropout: float = 0.0,
+        computed: Literal["source", "target"] | None = None,
+    ) -> None:
         if heads < 1 or dim % heads:
             raise ValueError(f"model: dim {dim} cannot be shared by {heads} projection_heads")
-        super().__init__(Projection(width, dim // heads, hidden, dropout) for _ in range(heads))
+        trained = heads if computed is None else heads - 1
+        super().__init__(Projection(width, dim // heads, hidden, dropout) for _ in range(trained))
+        if computed is not None:
+            self.append(LeastSquares(width, dim // heads, computed))
 
     def forward(self, pooled: Float[Tensor, "batch width"]) -> Float[Tensor, "batch dim"]:
         return torch.cat([F.normalize(head(pooled), dim=-1) for head in self], dim=-1)
@@ -98,12 +138,16 @@ class Aligner(nn.Module):
         projection_hidden: width of the projections' residual perceptron; 0 means linear projections.
         projection_dropout: in that perceptron.
         projection_heads: projections per modality that share `dim` between them, see Heads; 1 is one Projection.
+        least_squares: (source, target): the last of the heads of these two modalities is the linear map from the one
+            tower to the other, see LeastSquares. A stage's `least_squares` says on what it is fitted.
         length_buckets: rows of similar length go through a tower together, in this many groups, so that little is
             computed for padding; the result is the same.
         fusion: joins the projected vectors into "fused"; None for none.
 
     Raises:
-        ValueError: a modality is called "fused", or has a dot in its name; `dim` is no multiple of `projection_heads`.
+        ValueError: a modality is called "fused", or has a dot in its name; `dim` is no multiple of `projection_heads`;
+            `least_squares` names no two modalities, is the only head, or a head's part of `dim` is not the width of the
+            target's tower.
     """
 
     def __init__(
@@ -113,6 +157,7 @@ class Aligner(nn.Module):
         projection_hidden: int = 0,
         projection_dropout: float = 0.0,
         projection_heads: int = 1,
+        least_squares: tuple[str, str] | None = None,
         length_buckets: int = 4,
         fusion: Fusion | None = None,
     ) -> None:
@@ -125,12 +170,27 @@ class Aligner(nn.Module):
         self.cached: set[str] = set()
         """Modalities whose towers never change in this run: evaluators may keep their outputs on disk."""
         self.encoders = nn.ModuleDict(encoders)
+        self.least_squares = least_squares
+        sides: dict[str, Literal["source", "target"]] = {}
+        if least_squares is not None:
+            source, target = least_squares
+            if source == target or not {source, target} <= set(encoders) or projection_heads < 2:
+                raise ValueError(
+                    f"model.least_squares: {list(least_squares)} must be two of the modalities {list(encoders)}, and "
+                    f"projection_heads, {projection_heads}, at least 2"
+                )
+            if encoders[target].width * projection_heads != dim:
+                raise ValueError(
+                    f"model.least_squares: dim {dim} must be projection_heads, {projection_heads}, times the width of "
+                    f"the {target} tower, {encoders[target].width}"
+                )
+            sides = {source: "source", target: "target"}
         rest = (dim, projection_hidden, projection_dropout)
         self.projections = nn.ModuleDict(
             {
                 name: Projection(tower.width, *rest)
                 if projection_heads == 1
-                else Heads(projection_heads, tower.width, *rest)
+                else Heads(projection_heads, tower.width, *rest, computed=sides.get(name))
                 for name, tower in encoders.items()
             }
         )
@@ -145,6 +205,10 @@ class Aligner(nn.Module):
     def tower(self, name: str) -> Encoder:
         """The encoder of a modality, with its type: a ModuleDict knows only modules."""
         return cast(Encoder, self.encoders[name])
+
+    def computed_head(self, name: str) -> LeastSquares:
+        """The head of this modality that `least_squares` asked for."""
+        return cast(LeastSquares, cast(Heads, self.projections[name])[-1])
 
     def components(self) -> dict[str, nn.Module]:
         """The parts that stages name: "encoder.image", "projection.image", …, "fusion"."""

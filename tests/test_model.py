@@ -9,9 +9,11 @@ from mmalign.encoders.base import Axis, Encoder, SeriesPreprocess
 from mmalign.fusion import ConcatMLP
 from mmalign.model import Aligner, bucketed
 
+WIDTH = 8
+
 
 class Series(Encoder):
-    def __init__(self, channels: int = 3, width: int = 8) -> None:
+    def __init__(self, channels: int = 3, width: int = WIDTH) -> None:
         super().__init__(SeriesPreprocess(channels, hertz=10.0), width, Axis("frames", hertz=10.0))
         self.net = nn.Sequential(nn.Linear(channels, width), nn.Dropout(0.5))
 
@@ -50,6 +52,39 @@ def test_heads_share_the_space_and_their_cosines_are_averaged():
     torch.testing.assert_close(embeddings.vectors["a"][0] @ embeddings.vectors["b"][2], cosines.mean())
     with pytest.raises(ValueError, match="dim 6 cannot be shared by 4 projection_heads"):
         model(projection_heads=4)
+
+
+def test_a_computed_head_is_one_side_of_a_linear_map_and_is_not_trained():
+    network = Aligner(
+        {"a": Series(), "b": Series(), "c": Series()}, 2 * WIDTH, projection_heads=2, least_squares=("a", "b")
+    )
+    source, target = network.computed_head("a"), network.computed_head("b")
+    mean, weight, pooled = torch.randn(WIDTH), torch.randn(WIDTH, WIDTH), torch.randn(5, WIDTH)
+    source.set(mean, weight)
+    target.set(mean, torch.eye(WIDTH))
+    torch.testing.assert_close(network.project("a", pooled)[:, WIDTH:],
+                               torch.nn.functional.normalize((pooled - mean) @ weight, dim=1))  # fmt: skip
+    unit = torch.nn.functional.normalize(pooled, dim=1)
+    torch.testing.assert_close(network.project("b", pooled)[:, WIDTH:],
+                               torch.nn.functional.normalize(unit - mean, dim=1))  # fmt: skip
+    assert not list(source.parameters())
+    assert torch.equal(network.state_dict()["projections.a.1.weight"], weight)
+    assert len(list(network.projections["c"][1].parameters())) == 2  # of another modality: trained
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"least_squares": ("a", "c")}, "'a', 'c'"),
+        ({"least_squares": ("a", "a")}, "'a', 'a'"),
+        ({"projection_heads": 1}, "projection_heads, 1,"),
+        ({"dim": 4 * WIDTH}, f"width of the b tower, {WIDTH}"),
+    ],
+)
+def test_a_computed_head_that_cannot_be_is_refused(wrong, message):
+    settings = {"dim": 2 * WIDTH, "projection_heads": 2, "least_squares": ("a", "b")} | wrong
+    with pytest.raises(ValueError, match=message):
+        Aligner({"a": Series(), "b": Series()}, **settings)
 
 
 @pytest.mark.parametrize("heads", [1, 2])

@@ -10,6 +10,7 @@ _PLACES = {
     "siglip": "contrastive.SigLIPAgainstOpenClip",
     "training": "training.TrainingStep",
     "frozen-towers": "frozen.FrozenTowers",
+    "frozen-prefix": "frozen.FrozenPrefix",
     "gradient-caching": "chunks.GradientCaching",
     "retrieval": "retrieval.Captions",
     "retrieval-50000": "retrieval.Square",

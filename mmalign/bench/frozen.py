@@ -1,4 +1,4 @@
-"""Training heads on two frozen towers, with and without their outputs in the cache."""
+"""Training on frozen towers, and on partly frozen ones, with what is frozen computed once or each time."""
 
 from collections.abc import Callable
 from typing import Any
@@ -12,6 +12,7 @@ from mmalign.bench.training import pictures, towers
 _BATCH = 64
 _STEPS = 10
 _PEER = "itself, computing both towers"
+_PEER_PREFIX = "itself, computing all layers"
 
 
 class FrozenTowers(Benchmark):
@@ -80,6 +81,68 @@ class FrozenTowers(Benchmark):
             return Outcome(arrays={"losses": np.array(losses)})
 
         return lambda: _timed(run, self.batch)
+
+
+class FrozenPrefix(Benchmark):
+    """The same weights, texts and steps; only whether the leading layers' outputs are remembered differs.
+
+    Both sides see every text once before the clock runs.
+    """
+
+    name = "frozen-prefix"
+    title = "10 steps of the last 2 of 12 layers of a Llama of width 384, batch 64, texts of 16 tokens"
+    sides = ("recompute", "remembered")
+    quantities = (
+        Quantity("samples per second", "rate", "remembered", "recompute", _PEER_PREFIX, ">= 2", unit="/s"),
+        Quantity(
+            "difference of the loss curve", "losses", "remembered", "recompute", _PEER_PREFIX, "<= 1e-5",
+            "absolute",
+        ),
+    )  # fmt: skip
+
+    def prepare(self) -> None:
+        from transformers import LlamaConfig
+
+        width, layers = (384, 12) if self.settings.scale >= 0.5 else (64, 4)
+        LlamaConfig(
+            vocab_size=1000, hidden_size=width, intermediate_size=width * 8 // 3, num_hidden_layers=layers,
+            num_attention_heads=width // 32, tie_word_embeddings=True, architectures=["LlamaForCausalLM"],
+        ).save_pretrained(self.folder / "llama")  # fmt: skip
+
+    def load(self, side: str) -> Callable[[], Outcome]:
+        import torch
+
+        from mmalign.encoders.text_hf import TextCausalHF
+
+        torch.manual_seed(0)
+        batch = self.settings.size(_BATCH, least=16)
+        capacity = 2**30 if side == "remembered" else 0
+        tower = TextCausalHF(
+            str(self.folder / "llama"), pretrained=False, max_length=32, prefix_cache_bytes=capacity
+        ).eval()
+        tower.requires_grad_(False)
+        for layer in tower.layers()[-2:]:
+            layer.requires_grad_(True)
+        optimizer = torch.optim.AdamW([p for p in tower.parameters() if p.requires_grad], lr=1e-4, fused=True)
+        batches = torch.randint(0, 1000, (4, batch, 16))
+        mask = torch.ones(batch, 16, dtype=torch.bool)
+        target = torch.randn(batch, tower.width)
+
+        def run() -> Outcome:
+            losses = []
+            for step in range(_STEPS):
+                pooled = torch.nn.functional.normalize(tower(batches[step % len(batches)], mask).pooled, dim=-1)
+                value = torch.nn.functional.cross_entropy(pooled @ target.T, torch.arange(batch))
+                optimizer.zero_grad()
+                value.backward()
+                optimizer.step()
+                losses.append(float(value.detach()))
+            return Outcome(arrays={"losses": np.array(losses)})
+
+        with torch.no_grad():
+            for values in batches:
+                tower(values, mask)
+        return lambda: _timed(run, batch)
 
 
 def _timed(run: Callable[[], Outcome], batch: int) -> Outcome:

@@ -1,27 +1,23 @@
 """The control of a frozen tower's alignment: a linear map between the towers' outputs, without any training of ours."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from jaxtyping import Float, Int
 from torch import Tensor
 
 from mmalign.data.config import ShardData
-from mmalign.data.order import keyed_hash
 from mmalign.evaluation.base import Evaluator, Moment
 from mmalign.evaluation.embed import Embedded, bound_modalities, embed_modality
 from mmalign.evaluation.retrieval_metrics import rank_queries
 from mmalign.evaluation.retrieval_scores import METRICS, retrieval_scores
+from mmalign.evaluation.ridge import RIDGES, Ridge, Spectrum, choose_ridge, unit
 from mmalign.evaluation.score import RowMaker, Score
 from mmalign.evaluation.table import Row
 
 if TYPE_CHECKING:
     from mmalign.model import Aligner
-
-RIDGES = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
 
 
 class LinearMap(Evaluator):
@@ -78,7 +74,9 @@ class LinearMap(Evaluator):
                     yield maker.row(direction, metric, score, direction == directions[0] and metric == "R@1")
             return
         queries, gallery = self._embed(model, self.data, self.source), self._embed(model, self.data, self.target)
-        fitted = self._fit(model)
+        fitted, self.chosen_ridge = fit_ridge(
+            model, self.train, self.source, self.target, self.ridges, self.folds, self.batch_size
+        )
         sides = (fitted.map(pooled_of(queries)), fitted.centred(pooled_of(gallery)))
         missing = queries.samples - len(queries.present & gallery.present)
         for direction, (some, others), (of_some, of_others) in zip(
@@ -93,60 +91,42 @@ class LinearMap(Evaluator):
     def _embed(self, model: "Aligner", data: ShardData, modality: str) -> Embedded:
         return embed_modality(model, data, modality, self.batch_size, pooled=True)
 
-    def _fit(self, model: "Aligner") -> "Ridge":
-        pairs = [
-            paired(*(self._embed(model, data, side) for side in (self.source, self.target))) for data in self.train
-        ]
-        sources, targets, groups = (torch.cat([pair[i] for pair in pairs]) for i in range(3))
-        self.chosen_ridge = choose_ridge(sources, targets, groups, self.ridges, self.folds)
-        return Spectrum.of(sources, targets).solve(self.chosen_ridge)
+
+def fit_ridge(
+    model: "Aligner",
+    train: list[ShardData],
+    source: str,
+    target: str,
+    ridges: Sequence[float] = RIDGES,
+    folds: int = 5,
+    batch_size: int = 64,
+) -> tuple[Ridge, float]:
+    """The map as `LinearMap` describes it, and its penalty."""
+    pairs = [
+        paired(*(embed_modality(model, data, side, batch_size, pooled=True) for side in (source, target)))
+        for data in train
+    ]
+    sources, targets, groups = (torch.cat([pair[i] for pair in pairs]) for i in range(3))
+    chosen = choose_ridge(sources, targets, groups, ridges, folds)
+    return Spectrum.of(sources, targets).solve(chosen), chosen
 
 
-@dataclass(frozen=True)
-class Ridge:
-    """target - mean ≈ (source - mean) @ weights."""
+def fit_least_squares(model: "Aligner", train: list[ShardData]) -> None:
+    """Set the computed heads of a model (see `Aligner`) to the map between its towers as they are now.
 
-    source_mean: Float[Tensor, " width"]
-    target_mean: Float[Tensor, " target_width"]
-    weights: Float[Tensor, "width target_width"]
-
-    def map(self, sources: Float[Tensor, "rows width"]) -> Float[Tensor, "rows target_width"]:
-        """The mapped, centred source."""
-        return ((sources.double() - self.source_mean) @ self.weights).float()
-
-    def centred(self, targets: Float[Tensor, "rows target_width"]) -> Float[Tensor, "rows target_width"]:
-        """Targets at unit length, centred."""
-        return (unit(targets) - self.target_mean).float()
-
-
-@dataclass(frozen=True)
-class Spectrum:
-    """The eigenvectors of the source's covariance: solves the regression for any penalty at little cost."""
-
-    source_mean: Float[Tensor, " width"]
-    target_mean: Float[Tensor, " target_width"]
-    values: Float[Tensor, " width"]
-    vectors: Float[Tensor, "width width"]
-    products: Float[Tensor, "width target_width"]
-
-    @classmethod
-    def of(cls, sources: Float[Tensor, "rows width"], targets: Float[Tensor, "rows target_width"]) -> "Spectrum":
-        sources, targets = sources.double(), unit(targets)
-        source_mean, target_mean = sources.mean(0), targets.mean(0)
-        centred = sources - source_mean
-        values, vectors = torch.linalg.eigh(centred.T @ centred / len(centred))
-        products = vectors.T @ (centred.T @ (targets - target_mean) / len(centred))
-        return cls(source_mean, target_mean, values.clamp_min(0), vectors, products)
-
-    def solve(self, ridge: float) -> Ridge:
-        """The minimum of mean squared error + ridge · (mean variance of a source channel) · |weights|²."""
-        shrunk = self.values + ridge * self.values.mean().clamp_min(1e-12)
-        return Ridge(self.source_mean, self.target_mean, self.vectors @ (self.products / shrunk.unsqueeze(1)))
-
-
-def unit(vectors: Tensor) -> Tensor:
-    """Double precision: the smallest penalties leave ill-conditioned equations."""
-    return torch.nn.functional.normalize(vectors.double(), dim=1)
+    Raises:
+        ValueError: the model has no such heads.
+    """
+    if model.least_squares is None:
+        raise ValueError("model.least_squares: the model has no computed heads")
+    source, target = model.least_squares
+    training = model.training
+    model.eval()
+    fitted, _ = fit_ridge(model, train, source, target)
+    model.train(training)
+    identity = torch.eye(len(fitted.target_mean))
+    model.computed_head(source).set(fitted.source_mean, fitted.weights)
+    model.computed_head(target).set(fitted.target_mean, identity)
 
 
 def pooled_of(embedded: Embedded) -> Tensor:
@@ -165,27 +145,3 @@ def paired(source: Embedded, target: Embedded) -> tuple[Tensor, Tensor, Tensor]:
     kept = count[asked] > 0
     rows = asked[kept]
     return pooled_of(source)[kept], (total[rows] / count[rows].unsqueeze(1)).float(), source.group[kept]
-
-
-def choose_ridge(
-    sources: Float[Tensor, "rows width"],
-    targets: Float[Tensor, "rows target_width"],
-    groups: Int[Tensor, " rows"],
-    ridges: list[float],
-    folds: int,
-) -> float:
-    """The penalty with the best mean mAP@10 of both directions over the held-out folds; groups stay in one fold."""
-    fold = torch.tensor([keyed_hash("fold", int(group)) % folds for group in groups])
-    scores = torch.zeros(len(ridges), dtype=torch.float64)
-    for held_out in range(folds):
-        inside, outside = fold != held_out, fold == held_out
-        if not inside.any() or not outside.any():
-            continue
-        spectrum = Spectrum.of(sources[inside], targets[inside])
-        for i, ridge in enumerate(ridges):
-            fitted = spectrum.solve(ridge)
-            sides = fitted.map(sources[outside]), fitted.centred(targets[outside])
-            for some, others in (sides, sides[::-1]):
-                ranking = rank_queries(some, others, groups[outside], groups[outside])
-                scores[i] += ranking.average_precision.double().mean()
-    return ridges[int(scores.argmax())]

@@ -17,6 +17,7 @@ from mmalign.data.loader import StageLoader
 from mmalign.data.precompute import open_or_build, weights_hash
 from mmalign.data.stream import Stream
 from mmalign.evaluation.base import Moment
+from mmalign.evaluation.linear_map import fit_least_squares
 from mmalign.evaluation.run import evaluate_all
 from mmalign.evaluation.table import Row, read_rows, write_rows
 from mmalign.retention.base import Retention, StagePlan, preprocess_of
@@ -220,6 +221,10 @@ class Curriculum:
                 f"{describe_trainable(experiment.model)}",
                 flush=True,
             )
+        mid_stage = self.checkpoints.last_within(index)
+        if stage.least_squares and mid_stage is None:
+            with self.quarantine.reported():
+                fit_least_squares(experiment.model, [stage.data[source] for source in stage.least_squares])
         for method in methods.values():
             method.begin(plan, experiment.model, dict(experiment.losses))
         samples = sum(len(ShardSet.open(data.shards, data.split)) for data in plan.data.values())
@@ -227,7 +232,6 @@ class Curriculum:
         with self.quarantine.reported():
             stream = self._stream(plan, trainer.world_size, trainer.global_rank)
         loader = StageLoader(stream, workers=runtime.workers)
-        mid_stage = self.checkpoints.last_within(index)
         started = time.perf_counter()
         trainer.fit(module, loader, ckpt_path=None if mid_stage is None else str(mid_stage), weights_only=True)
         stop_unless_finite(module, f"stage {name!r}, its last step")

@@ -30,6 +30,7 @@ class Stage:
             trained.
         optimization: learning rates, weight decay, warm-up, schedule, clipping.
         retention: the methods that are active, each with the weight of its penalties; None means all, at weight 1.
+        least_squares: before its first step the model's computed heads (see Aligner) are fitted on these of its data.
     """
 
     data: dict[str, ShardData]
@@ -40,6 +41,7 @@ class Stage:
     trainable: dict[str, Literal["all", "none"] | int] = field(default_factory=dict)
     optimization: Optimization = field(default_factory=Optimization)
     retention: dict[str, float] | None = None
+    least_squares: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         if (self.steps is None) == (self.samples is None):
@@ -143,12 +145,15 @@ class Experiment:
         for name in self.cached:
             if name not in self.model.encoders:
                 raise ValueError(f"cached: {name!r} is none of the modalities {self.model.modalities}")
+        if (self.model.least_squares is None) != (not any(stage.least_squares for stage in self.stages.values())):
+            raise ValueError("model.least_squares needs a stage's least_squares, which says on what it is fitted")
         for stage_name, stage in self.stages.items():
             if not stage.losses:
                 raise ValueError(f"stages.{stage_name}.losses is empty")
             for kind, used, known in (
                 ("losses", stage.losses, self.losses),
                 ("retention", stage.retention or {}, self.retention),
+                ("least_squares", stage.least_squares, stage.data),
             ):
                 for name in used:
                     if name not in known:

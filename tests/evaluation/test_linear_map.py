@@ -11,7 +11,10 @@ from mmalign.data.config import ShardData
 from mmalign.data.index import build_index
 from mmalign.data.sample import RawSample
 from mmalign.data.shards import write_shards
-from mmalign.evaluation.linear_map import LinearMap, Spectrum, choose_ridge
+from mmalign.evaluation.linear_map import LinearMap, fit_least_squares
+from mmalign.evaluation.retrieval import Retrieval
+from mmalign.evaluation.ridge import Spectrum, choose_ridge
+from mmalign.model import Aligner
 from tests.evaluation.conftest import DIM, npy, read_out_model
 
 MODALITIES = {"image": "image.npy", "text": "text.npy|text.*.npy"}
@@ -53,6 +56,26 @@ def test_a_linear_relation_is_found_in_both_directions(related, moment):
     found = scores(LinearMap(test, [train]), moment)
     assert found["image->text", "R@1"] > 0.95
     assert found["text->image", "R@1"] > 0.95
+
+
+def test_a_models_computed_heads_are_the_map(related, moment):
+    train, test = related(noise=4.0, captions=2)
+    expected = scores(LinearMap(test, [train]), moment)
+    plain = read_out_model(["image", "text"])
+    model = Aligner(dict(plain.encoders), 2 * DIM, projection_heads=2, least_squares=("image", "text"))
+    for projection in model.projections.values():
+        torch.nn.init.zeros_(projection[0].linear.weight)  # only the computed heads say anything
+        torch.nn.init.zeros_(projection[0].linear.bias)
+    retrieval = Retrieval(test)
+    before = next(row.value for row in retrieval.evaluate(model, moment, "linear") if row.main)
+    fit_least_squares(model, [train])
+    rows = list(retrieval.evaluate(model, moment, "linear"))
+    found = {(row.direction, row.metric): row.value for row in rows}
+    assert before < 0.2 < expected["image->text", "R@1"] < 0.95
+    for key in (("image->text", "R@1"), ("text->image", "R@1"), ("text->image", "mAP@10")):
+        assert found[key] == pytest.approx(expected[key])
+    with pytest.raises(ValueError, match="no computed heads"):
+        fit_least_squares(plain, [train])
 
 
 def test_shuffled_pairs_stay_near_chance(related, moment):
