@@ -8,6 +8,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from mmalign.encoders.base import Encoder
+
 Forward = Callable[[Int[Tensor, "batch length"], Bool[Tensor, "batch length"]], Any]
 """Token ids and which of them count -> whatever the tower's own model returns."""
 
@@ -48,24 +50,28 @@ class FrozenPrefix:
     def run(
         self,
         forward: Forward,
-        layers: list[nn.Module],
-        blocks: nn.ModuleList,
+        tower: Encoder,
+        base: nn.Module,
         values: Int[Tensor, "batch length"],
         attended: Bool[Tensor, "batch length"],
     ) -> Any:
         """`forward(values, attended)`, with what is known of the leading blocks in their place.
 
         Args:
-            layers: as `Encoder.layers` gives them: the embeddings first, then block after block.
-            blocks: the model's own list of these blocks.
+            tower: its `layers` are the embeddings and then block after block.
+            base: the model that has these blocks in a list.
 
         Raises:
             ValueError: blocks return more than one tensor, as T5's do.
         """
-        frozen = _leading_frozen(layers)
-        depth = min(frozen - 1, len(blocks))  # the first layer is the embeddings
-        if self.capacity_bytes == 0 or depth < 1:
+        if self.capacity_bytes == 0:
             return forward(values, attended)
+        layers = tower.layers()
+        blocks = next(m for m in base.modules() if isinstance(m, nn.ModuleList) and len(m) == len(layers) - 1)
+        frozen = _leading_frozen(layers)
+        if frozen < 2:  # no block
+            return forward(values, attended)
+        depth = frozen - 1
         weights = [parameter for layer in layers[:frozen] for parameter in layer.parameters()]
         found = (depth, *((id(weight), weight._version, weight.data_ptr()) for weight in weights))
         if found != self._weights:

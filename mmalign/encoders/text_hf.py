@@ -112,10 +112,6 @@ def _is_causal(config: Any) -> bool:
     return any(name.endswith(("ForCausalLM", "LMHeadModel")) for name in names)
 
 
-def _block_list(base: nn.Module, depth: int) -> nn.ModuleList:
-    return next(m for m in base.modules() if isinstance(m, nn.ModuleList) and len(m) == depth)
-
-
 def _layers(base: nn.Module, depth: int, head: nn.Module | None = None) -> list[nn.Module]:
     """Embeddings, the blocks in order; what follows the blocks belongs to the last one."""
     before: list[nn.Module] = []
@@ -173,8 +169,7 @@ class TextHF(Encoder):
     def forward(self, values: Tensor, mask: Bool[Tensor, "batch length"] | None = None) -> Tokens:
         if mask is None:
             mask = torch.ones_like(values, dtype=torch.bool)
-        blocks = _block_list(self.tower, self.tower.config.num_hidden_layers)
-        output = self.prefix.run(self._run, self.layers(), blocks, values, attendable(mask))
+        output = self.prefix.run(self._run, self, self.tower, values, attendable(mask))
         return Tokens.mean_pooled(output.last_hidden_state, mask)
 
     def _run(self, ids: Tensor, attended: Tensor) -> Any:
@@ -239,8 +234,7 @@ class TextCausalHF(CausalLanguageModel):
     def forward(self, values: Tensor, mask: Bool[Tensor, "batch length"] | None = None) -> Tokens:
         if mask is None:
             mask = torch.ones_like(values, dtype=torch.bool)
-        blocks = _block_list(self.lm.base_model, self.lm.config.num_hidden_layers)
-        sequence = self.prefix.run(self._run, self.layers(), blocks, values, attendable(mask)).last_hidden_state
+        sequence = self.prefix.run(self._run, self, self.lm.base_model, values, attendable(mask)).last_hidden_state
         return Tokens(sequence, mask, pool_last(sequence, mask))
 
     def _run(self, ids: Tensor, attended: Tensor) -> Any:
