@@ -111,24 +111,6 @@ def fit_ridge(
     return Spectrum.of(sources, targets).solve(chosen), chosen
 
 
-def fit_least_squares(model: "Aligner", train: list[ShardData]) -> None:
-    """Set the computed heads of a model (see `Aligner`) to the map between its towers as they are now.
-
-    Raises:
-        ValueError: the model has no such heads.
-    """
-    if model.least_squares is None:
-        raise ValueError("model.least_squares: the model has no computed heads")
-    source, target = model.least_squares
-    training = model.training
-    model.eval()
-    fitted, _ = fit_ridge(model, train, source, target)
-    model.train(training)
-    identity = torch.eye(len(fitted.target_mean))
-    model.computed_head(source).set(fitted.source_mean, fitted.weights)
-    model.computed_head(target).set(fitted.target_mean, identity)
-
-
 def pooled_of(embedded: Embedded) -> Tensor:
     assert embedded.pooled is not None
     return embedded.pooled

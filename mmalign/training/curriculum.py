@@ -17,7 +17,6 @@ from mmalign.data.loader import StageLoader
 from mmalign.data.precompute import open_or_build, weights_hash
 from mmalign.data.stream import Stream
 from mmalign.evaluation.base import Moment
-from mmalign.evaluation.linear_map import fit_least_squares
 from mmalign.evaluation.run import evaluate_all
 from mmalign.evaluation.table import Row, read_rows, write_rows
 from mmalign.retention.base import Retention, StagePlan, preprocess_of
@@ -25,6 +24,7 @@ from mmalign.training.callbacks import Checkpoints, Journal, stop_unless_finite
 from mmalign.training.checkpoints import AtomicCheckpointIO, CheckpointFolder, load_checkpoint, save_atomically
 from mmalign.training.cost import CostMeter, StageCost
 from mmalign.training.experiment import Experiment, Stage
+from mmalign.training.least_squares import fit_least_squares
 from mmalign.training.logging import RunLoggers
 from mmalign.training.module import AlignmentModule
 from mmalign.training.run_files import write_json

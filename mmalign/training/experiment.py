@@ -145,8 +145,8 @@ class Experiment:
         for name in self.cached:
             if name not in self.model.encoders:
                 raise ValueError(f"cached: {name!r} is none of the modalities {self.model.modalities}")
-        if (self.model.least_squares is None) != (not any(stage.least_squares for stage in self.stages.values())):
-            raise ValueError("model.least_squares needs a stage's least_squares, which says on what it is fitted")
+        if any(stage.least_squares for stage in self.stages.values()) != (self.model.least_squares is not None):
+            raise ValueError("model.least_squares and a stage's least_squares, on which it is fitted, need each other")
         for stage_name, stage in self.stages.items():
             if not stage.losses:
                 raise ValueError(f"stages.{stage_name}.losses is empty")
@@ -158,3 +158,10 @@ class Experiment:
                 for name in used:
                     if name not in known:
                         raise ValueError(f"stages.{stage_name}.{kind}: {name!r} is none of {list(known)}")
+            for name in stage.least_squares:
+                bound = stage.data[name].modalities
+                if bound is not None and not set(self.model.least_squares or ()) <= set(bound):
+                    raise ValueError(
+                        f"stages.{stage_name}.least_squares: {name!r} has {list(bound)}, not both of "
+                        f"{list(self.model.least_squares or ())}"
+                    )

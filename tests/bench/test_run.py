@@ -43,7 +43,7 @@ def test_rows_of_a_benchmark(monkeypatch):
 
 
 def test_only_the_work_counts_as_memory(tmp_path):
-    """Roughly: the kernel takes mapped library pages away, and counts roughly where there are many processors."""
+    """Within a tenth: the kernel takes mapped library pages away, and counts roughly on many processors."""
     sample = run_side("sides:Allocates", "one", Settings(), tmp_path)
     assert sample.measures["bytes"] == pytest.approx(128 * 2**20, abs=12 * 2**20)
 

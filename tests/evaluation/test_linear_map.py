@@ -11,10 +11,11 @@ from mmalign.data.config import ShardData
 from mmalign.data.index import build_index
 from mmalign.data.sample import RawSample
 from mmalign.data.shards import write_shards
-from mmalign.evaluation.linear_map import LinearMap, fit_least_squares
+from mmalign.evaluation.linear_map import LinearMap
 from mmalign.evaluation.retrieval import Retrieval
 from mmalign.evaluation.ridge import Spectrum, choose_ridge
 from mmalign.model import Aligner
+from mmalign.training.least_squares import fit_least_squares
 from tests.evaluation.conftest import DIM, npy, read_out_model
 
 MODALITIES = {"image": "image.npy", "text": "text.npy|text.*.npy"}

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from mmalign.training.config import build_part, check_config
+from mmalign.training.config import build_experiment, build_part, check_config
 from mmalign.training.yaml_config import ConfigError, differences, override, parse_overrides, read_config
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
@@ -36,6 +36,25 @@ def test_every_shipped_configuration_is_valid(file):
 def test_a_mistake_is_named(key, value, message):
     with pytest.raises(ConfigError) as error:
         check_config(read_config(DEBUG, {key: value}))
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("model", "stages", "message"),
+    [
+        ([], {"image_text": ["scenes"]}, "need each other"),
+        (["image", "text"], {}, "need each other"),
+        (["image", "text"], {"image_text": ["scene"]}, "stages.image_text.least_squares: 'scene' is none of"),
+        (["image", "text"], {"audio_text": ["scenes"]}, "stages.audio_text.least_squares: 'scenes' has"),
+    ],
+)
+def test_a_least_squares_head_needs_pairs_to_be_fitted_on(model, stages, message):
+    changes = {f"stages.{name}.least_squares": value for name, value in stages.items()}
+    if model:
+        changes |= {f"model.init_args.{key}": value for key, value in
+                    {"dim": 96, "projection_heads": 2, "least_squares": model}.items()}  # fmt: skip
+    with pytest.raises(ValueError) as error:  # noqa: PT011 - the message is compared below
+        build_experiment(check_config(read_config(DEBUG, changes)))
     assert message in str(error.value)
 
 
