@@ -62,7 +62,7 @@ def build_experiment(config: dict[str, Any]) -> Experiment:
     """Objects from a configuration that `check_config` returned. Weights are loaded here.
 
     Raises:
-        ConfigError: a constructor refused its values.
+        ValueError: a constructor, or the experiment as a whole, refuses its values.
     """
     return Experiment(**vars(_instantiate(_parser(), config)))
 
