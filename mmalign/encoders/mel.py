@@ -117,7 +117,7 @@ class MelSettings:
 def _band(filters: np.ndarray, bins: slice) -> tuple[slice, slice]:
     """Which columns of [bins, frequencies] reach these bins, and the bins."""
     columns = np.flatnonzero(filters[bins].any(0))
-    return slice(columns.min(initial=0), columns.max(initial=0) + 1), bins
+    return (slice(int(columns[0]), int(columns[-1]) + 1) if len(columns) else slice(0, 1)), bins
 
 
 class LogMel(nn.Module):
@@ -148,32 +148,41 @@ class LogMel(nn.Module):
 
     def power_mel(self, waveforms: Float[Tensor, "batch samples"]) -> Float[Tensor, "batch frames bins"]:
         """Mel spectrum before the logarithm."""
-        return self._in_blocks(self._power_mel, waveforms)
+        return self._mel(waveforms, lambda mel: mel)
 
-    def _power_mel(self, frames: Float[Tensor, "batch frames window"]) -> Float[Tensor, "batch frames bins"]:
-        spectrum = torch.fft.rfft(frames * self.hann)
-        if self.settings.power == 2:
-            power = torch.view_as_real(spectrum).flatten(2).square_()
-        else:
-            power = spectrum.abs().pow_(self.settings.power)
-        if power.device.type != "cpu":
-            return power @ self.weights
-        return torch.cat([power[..., rows] @ self.weights[rows, bins] for rows, bins in self._bands], -1)
-
-    def _log_mel(self, frames: Float[Tensor, "batch frames window"]) -> Float[Tensor, "batch frames bins"]:
-        mel = self._power_mel(frames)
+    def _log(self, mel: Tensor) -> Tensor:
         return mel.add_(self.settings.log_offset).log_().sub_(self.settings.mean).div_(self.settings.std)
 
-    def _in_blocks(
-        self, function: Callable[[Tensor], Tensor], waveforms: Float[Tensor, "batch samples"]
+    def _mel(
+        self, waveforms: Float[Tensor, "batch samples"], finish: Callable[[Tensor], Tensor]
     ) -> Float[Tensor, "batch frames bins"]:
+        """Mel spectra, finished in place."""
+        if waveforms.device.type != "cpu" or (waveforms.requires_grad and torch.is_grad_enabled()):
+            return finish(self._power(self._frames(waveforms)) @ self.weights)
+        bands = [(rows, bins, self.weights[rows, bins].contiguous()) for rows, bins in self._bands]
+        count = 1 + waveforms.shape[1] // self.settings.hop
+        mel = waveforms.new_empty(len(waveforms), count, self.settings.bins)
+        clips = max(1, _BLOCK_FRAMES // count)
+        for some, theirs in zip(waveforms.split(clips), mel.split(clips), strict=True):
+            blocks = self._frames(some).split(_BLOCK_FRAMES, 1)
+            for frames, into in zip(blocks, theirs.split(_BLOCK_FRAMES, 1), strict=True):
+                power, out = self._power(frames).flatten(0, 1), into.view(-1, self.settings.bins)
+                for rows, bins, weights in bands:
+                    torch.mm(power[:, rows], weights, out=out[:, bins])
+                finish(into)
+        return mel
+
+    def _frames(self, waveforms: Float[Tensor, "batch samples"]) -> Float[Tensor, "batch frames window"]:
         window, hop = self.settings.window, self.settings.hop
         padded = nn.functional.pad(waveforms, (window // 2, window - window // 2))
-        frames = padded.unfold(1, window, hop)[:, : 1 + waveforms.shape[1] // hop]
-        if frames.device.type != "cpu":
-            return function(frames)
-        parts = frames.split(max(1, _BLOCK_FRAMES // frames.shape[1]))
-        return torch.cat([torch.cat([function(block) for block in part.split(_BLOCK_FRAMES, 1)], 1) for part in parts])
+        return padded.unfold(1, window, hop)[:, : 1 + waveforms.shape[1] // hop]
+
+    def _power(self, frames: Float[Tensor, "batch frames window"]) -> Float[Tensor, "batch frames weighted"]:
+        """What the rows of `weights` weigh."""
+        spectrum = torch.fft.rfft(frames * self.hann)
+        if self.settings.power == 2:
+            return torch.view_as_real(spectrum).flatten(2).square_()
+        return spectrum.abs().pow_(self.settings.power)
 
     def forward(
         self, waveforms: Float[Tensor, "batch samples"], mask: Bool[Tensor, "batch samples"] | None = None
@@ -182,7 +191,7 @@ class LogMel(nn.Module):
         with torch.autocast(waveforms.device.type, enabled=False):  # a half-precision spectrum overflows
             if mask is not None:
                 waveforms = waveforms.masked_fill(~mask, 0.0)
-            frames = self._in_blocks(self._log_mel, waveforms.float())
+            frames = self._mel(waveforms.float(), self._log)
         if mask is None:
             return frames, torch.ones(frames.shape[:2], dtype=torch.bool, device=frames.device)
         samples = mask.sum(1)
