@@ -36,6 +36,21 @@ def load_tokenizer(name: str) -> Any:
     return AutoTokenizer.from_pretrained(locate_model(name), trust_remote_code=False)
 
 
+@cache
+def _start_id(model: str, start: str | None) -> int:
+    """Once per process: asking a tokenizer for its vocabulary takes it tens of milliseconds."""
+    tokenizer = load_tokenizer(model)
+    wanted = _DOCUMENT_SEPARATOR if start is None else start
+    if wanted in tokenizer.get_vocab():
+        return int(tokenizer.convert_tokens_to_ids(wanted))
+    if start is not None:
+        raise ValueError(f"{model}: the tokenizer has no token {start!r}")
+    found = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
+    if found is None:
+        raise ValueError(f"{model}: the tokenizer has neither BOS nor EOS; name a start token by `start`")
+    return int(found)
+
+
 @dataclass(frozen=True)
 class HFPreprocess(TextPreprocess):
     """The model's own tokenizer with its special tokens, as its authors made it.
@@ -70,16 +85,7 @@ class CausalHFPreprocess(CausalTextPreprocess):
 
     @property
     def start_id(self) -> int:
-        tokenizer = load_tokenizer(self.model)
-        wanted = _DOCUMENT_SEPARATOR if self.start is None else self.start
-        if wanted in tokenizer.get_vocab():
-            return tokenizer.convert_tokens_to_ids(wanted)
-        if self.start is not None:
-            raise ValueError(f"{self.model}: the tokenizer has no token {self.start!r}")
-        found = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
-        if found is None:
-            raise ValueError(f"{self.model}: the tokenizer has neither BOS nor EOS; name a start token by `start`")
-        return found
+        return _start_id(self.model, self.start)
 
     def encode_whole(self, text: str) -> list[int]:
         ids = load_tokenizer(self.model)(text, add_special_tokens=False, verbose=False)["input_ids"]
