@@ -232,6 +232,7 @@ class Curriculum:
         with self.quarantine.reported():
             stream = self._stream(plan, trainer.world_size, trainer.global_rank)
         loader = StageLoader(stream, workers=runtime.workers)
+        module.train()  # Lightning leaves the modes as they are
         started = time.perf_counter()
         trainer.fit(module, loader, ckpt_path=None if mid_stage is None else str(mid_stage), weights_only=True)
         stop_unless_finite(module, f"stage {name!r}, its last step")
