@@ -296,8 +296,10 @@ def _compare(options: argparse.Namespace, rest: list[str]) -> int:
     if options.config is None:
         compare.compare_runs(options.runs, options.out or Path("runs/compare"), options.results)
     else:
-        from mmalign.training.yaml_config import parse_overrides
+        from mmalign.training.yaml_config import ConfigError, parse_overrides
 
+        if options.runs:  # argparse takes the value of an unknown option for one
+            raise ConfigError(f"{options.runs[0]}: beside --config no run is named; overrides are written --KEY=VALUE")
         arms = compare.read_arms(options.config, parse_overrides(rest), options.arms)
         out = options.out or Path("runs") / options.config.stem
         compare.compare_runs(arms.train_missing(out, options.jobs), out, options.results)

@@ -37,3 +37,10 @@ def test_stray_arguments_are_refused(capsys):
     with pytest.raises(SystemExit):
         main(["assets", "list", "--verbose"])
     assert "--verbose" in capsys.readouterr().err
+
+
+def test_compare_does_not_take_the_value_of_an_override_for_a_run(capsys):
+    assert main(["compare", "--config", "configs/demo.yaml", "--seeds", "[0]"]) == 2
+    assert (
+        capsys.readouterr().err == "mmalign: [0]: beside --config no run is named; overrides are written --KEY=VALUE\n"
+    )

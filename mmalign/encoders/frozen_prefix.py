@@ -24,8 +24,10 @@ class FrozenPrefix:
     texts around it, nor on what was remembered before: a resumed run goes on bit by bit. It differs from the plain
     tower by rounding.
 
-    It is used for as many leading layers as are frozen *and* in evaluation mode (dropout would make them random), and
-    forgets everything as soon as one of their weights is another. It is no part of checkpoints, copies or exports.
+    It is used in training steps, for as many leading layers as are frozen *and* in evaluation mode (dropout would make
+    them random). Where no gradients are wanted the plain tower is computed, so that what an evaluation finds does not
+    depend on what a stage trains. It forgets everything as soon as one of the frozen weights is another, and is no part
+    of checkpoints, copies or exports.
 
     Args:
         capacity_bytes: texts that would need more are computed again each time.
@@ -64,7 +66,7 @@ class FrozenPrefix:
         Raises:
             ValueError: blocks return more than one tensor, as T5's do.
         """
-        if self.capacity_bytes == 0:
+        if self.capacity_bytes == 0 or not torch.is_grad_enabled():
             return forward(values, attended)
         layers = tower.layers()
         blocks = next(m for m in base.modules() if isinstance(m, nn.ModuleList) and len(m) == len(layers) - 1)

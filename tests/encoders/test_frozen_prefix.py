@@ -94,12 +94,22 @@ def test_leading_blocks_run_once_per_text(tower):
 
     block.forward = counted
     batch = collated(tower, TEXTS)
-    with torch.inference_mode():  # an evaluation comes first
-        tower(*batch)
     for _ in range(3):
         result(tower, *batch)
     assert rows == [1, 1, 1, 1]
     assert block.forward is counted
+
+
+def test_an_evaluation_has_the_same_bits_whatever_is_trained(tower):
+    values, mask = collated(tower, TEXTS)
+    found = []
+    for last in (len(tower.layers()), 1, 0):
+        trained(tower, last).eval()
+        with torch.no_grad():
+            found.append(tower(values, mask).sequence)
+    assert len(tower.prefix) == 0
+    assert torch.equal(found[0], found[1])
+    assert torch.equal(found[0], found[2])
 
 
 def test_another_weight_forgets_everything(tower):
