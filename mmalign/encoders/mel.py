@@ -161,7 +161,7 @@ class LogMel(nn.Module):
             return finish(self._power(self._frames(waveforms)) @ self.weights)
         bands = [(rows, bins, self.weights[rows, bins].contiguous()) for rows, bins in self._bands]
         count = 1 + waveforms.shape[1] // self.settings.hop
-        mel = waveforms.new_empty(len(waveforms), count, self.settings.bins)
+        mel = self.weights.new_empty(len(waveforms), count, self.settings.bins)
         clips = max(1, _BLOCK_FRAMES // count)
         for some, theirs in zip(waveforms.split(clips), mel.split(clips), strict=True):
             blocks = self._frames(some).split(_BLOCK_FRAMES, 1)
