@@ -26,8 +26,8 @@ class FrozenPrefix:
 
     It is used in training steps, for as many leading layers as are frozen *and* in evaluation mode (dropout would make
     them random). Where no gradients are wanted the plain tower is computed, so that what an evaluation finds does not
-    depend on what a stage trains. It forgets everything as soon as one of the frozen weights is another, and is no part
-    of checkpoints, copies or exports.
+    depend on what a stage trains; the first pass of gradient caching does so, too. It forgets everything as soon as one
+    of the frozen weights is another, and is no part of checkpoints, copies or exports.
 
     Args:
         capacity_bytes: texts that would need more are computed again each time.
