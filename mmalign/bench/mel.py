@@ -32,7 +32,7 @@ class MelAgainstLibrosa(Benchmark):
         tones = np.sin(2 * np.pi * generator.uniform(100, 4000, (clips, 1)) * time)
         waveforms = (0.3 * tones + 0.05 * generator.standard_normal(tones.shape)).astype(np.float32)
         run = self._mmalign(waveforms) if side == "mmalign" else self._librosa(waveforms)
-        run(1)
+        run(0)  # the allocator asks for memory in its first calls
         if side == "librosa":
             return lambda: self._timed(run)
 
@@ -48,9 +48,9 @@ class MelAgainstLibrosa(Benchmark):
             return ""
         floor, peer = medians["mmalign"]["floor"], medians["librosa"]["seconds"]
         return (
-            f"windows, Fourier transforms, squares and logarithms, torch's own and clip by clip in the cache, take "
-            f"{1000 * floor:.1f} ms, librosa as a whole {1000 * peer:.1f} ms: with them, and the mel bins for "
-            f"nothing, no factor above {peer / floor:.1f} is possible; "
+            f"windows, Fourier transforms, squares, sums over frequencies and logarithms, torch's own, each alone and "
+            f"clip by clip in the cache, take {1000 * floor:.1f} ms, librosa as a whole {1000 * peer:.1f} ms: with "
+            f"them no factor above {peer / floor:.1f} is possible; "
             f"reached {peer / medians['mmalign']['seconds']:.1f}"
             f"{verdict(peer / floor, quantity.bar)}"
         )
@@ -100,18 +100,34 @@ class MelAgainstLibrosa(Benchmark):
 
 
 def _floor_seconds(waveform: np.ndarray) -> float:
-    """Of what has to be done with one clip, but for the sums over frequencies; the least of several."""
+    """Of the steps that one clip has to go through, each with its input in the cache; the sum of each one's least."""
     from time import perf_counter
 
     import torch
 
-    frames, window = torch.from_numpy(waveform).unfold(0, 400, 160), torch.hann_window(400)
-    bins = torch.ones(len(frames), 64)
-    times = []
+    from mmalign.encoders.mel import LogMel, MelSettings
+
+    model = LogMel(MelSettings())
+    frames = torch.from_numpy(waveform).unfold(0, 400, 160)
+    windowed = frames * model.hann
+    spectrum = torch.view_as_real(torch.fft.rfft(windowed)).flatten(1)
+    mel = torch.ones(len(frames), 64)
+    bands = [(spectrum[:, rows], model.weights[rows, bins].contiguous()) for rows, bins in model.bands]
+    steps = [
+        lambda: torch.mul(frames, model.hann, out=windowed),
+        lambda: torch.fft.rfft(windowed),
+        lambda: spectrum.square_(),
+        lambda: [torch.mm(power, weights) for power, weights in bands],
+        lambda: torch.log(mel),
+    ]
+    total = 0.0
     with torch.inference_mode():
-        for _ in range(50):
-            started = perf_counter()
-            torch.view_as_real(torch.fft.rfft(frames * window)).square_()
-            torch.log(bins)
-            times.append(perf_counter() - started)
-    return min(times)
+        for step in steps:
+            times = []
+            for _ in range(50):
+                spectrum.fill_(0.5)
+                started = perf_counter()
+                step()
+                times.append(perf_counter() - started)
+            total += min(times)
+    return total

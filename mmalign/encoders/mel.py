@@ -126,6 +126,9 @@ class LogMel(nn.Module):
     Frame i is centred on sample i * hop, with zeros beyond both ends of a clip (librosa's center=True,
     pad_mode="constant"); n samples give 1 + n // hop frames. Frames of a clip don't depend on the padding behind it.
 
+    Attributes:
+        bands: which rows of `weights` are not 0 for which mel bins; on a CPU these alone are multiplied.
+
     Raises:
         ValueError: the mel range doesn't fit the sample rate.
     """
@@ -142,7 +145,7 @@ class LogMel(nn.Module):
             filters = filters.repeat(2, axis=1)
         # Settings decide these completely, so checkpoints need not carry them.
         self.register_buffer("weights", torch.from_numpy(filters.T.copy()).float(), persistent=False)
-        self._bands = [_band(filters, slice(start, start + _BAND_BINS)) for start in range(0, s.bins, _BAND_BINS)]
+        self.bands = [_band(filters, slice(start, start + _BAND_BINS)) for start in range(0, s.bins, _BAND_BINS)]
         hann = torch.hann_window(s.window, periodic=s.periodic, dtype=torch.float64)
         self.register_buffer("hann", hann.float(), persistent=False)
 
@@ -157,29 +160,35 @@ class LogMel(nn.Module):
         self, waveforms: Float[Tensor, "batch samples"], finish: Callable[[Tensor], Tensor]
     ) -> Float[Tensor, "batch frames bins"]:
         """Mel spectra, finished in place."""
+        window, hop = self.settings.window, self.settings.hop
+        clips, samples = waveforms.shape
+        count = 1 + samples // hop
         if waveforms.device.type != "cpu" or (waveforms.requires_grad and torch.is_grad_enabled()):
-            return finish(self._power(self._frames(waveforms)) @ self.weights)
-        bands = [(rows, bins, self.weights[rows, bins].contiguous()) for rows, bins in self._bands]
-        count = 1 + waveforms.shape[1] // self.settings.hop
-        mel = self.weights.new_empty(len(waveforms), count, self.settings.bins)
-        clips = max(1, _BLOCK_FRAMES // count)
-        for some, theirs in zip(waveforms.split(clips), mel.split(clips), strict=True):
-            blocks = self._frames(some).split(_BLOCK_FRAMES, 1)
-            for frames, into in zip(blocks, theirs.split(_BLOCK_FRAMES, 1), strict=True):
-                power, out = self._power(frames).flatten(0, 1), into.view(-1, self.settings.bins)
-                for rows, bins, weights in bands:
-                    torch.mm(power[:, rows], weights, out=out[:, bins])
+            padded = nn.functional.pad(waveforms, (window // 2, window - window // 2))
+            return finish(self._power(padded.unfold(1, window, hop)[:, :count] * self.hann) @ self.weights)
+        mel = self.weights.new_empty(clips, count, self.settings.bins)
+        bands = [(rows.start, self.weights[rows, bins].contiguous()) for rows, bins in self.bands]
+        together, most = min(clips, max(1, _BLOCK_FRAMES // count)), min(count, _BLOCK_FRAMES)
+        padded = waveforms.new_zeros(together, samples + window)
+        signal, frames = padded.narrow(1, window // 2, samples), padded.unfold(1, window, hop)
+        windowed, hann = waveforms.new_empty(together, most, window), self.hann
+        for some, theirs in zip(waveforms.split(together), mel.split(together), strict=True):
+            rows = len(some)
+            signal.narrow(0, 0, rows).copy_(some)
+            for start in range(0, count, most):
+                length = min(most, count - start)
+                block = frames.narrow(0, 0, rows).narrow(1, start, length)
+                block = torch.mul(block, hann, out=windowed.narrow(0, 0, rows).narrow(1, 0, length))
+                power, into = self._power(block).flatten(0, 1), theirs.narrow(1, start, length)
+                sums = into.view(-1, self.settings.bins).split(_BAND_BINS, 1)
+                for (first, weights), out in zip(bands, sums, strict=True):
+                    torch.mm(power.narrow(1, first, len(weights)), weights, out=out)
                 finish(into)
         return mel
 
-    def _frames(self, waveforms: Float[Tensor, "batch samples"]) -> Float[Tensor, "batch frames window"]:
-        window, hop = self.settings.window, self.settings.hop
-        padded = nn.functional.pad(waveforms, (window // 2, window - window // 2))
-        return padded.unfold(1, window, hop)[:, : 1 + waveforms.shape[1] // hop]
-
-    def _power(self, frames: Float[Tensor, "batch frames window"]) -> Float[Tensor, "batch frames weighted"]:
+    def _power(self, windowed: Float[Tensor, "batch frames window"]) -> Float[Tensor, "batch frames weighted"]:
         """What the rows of `weights` weigh."""
-        spectrum = torch.fft.rfft(frames * self.hann)
+        spectrum = torch.fft.rfft(windowed)
         if self.settings.power == 2:
             return torch.view_as_real(spectrum).flatten(2).square_()
         return spectrum.abs().pow_(self.settings.power)
