@@ -171,7 +171,7 @@ class LogMel(nn.Module):
         together, most = min(clips, max(1, _BLOCK_FRAMES // count)), min(count, _BLOCK_FRAMES)
         padded = waveforms.new_zeros(together, samples + window)
         signal, frames = padded.narrow(1, window // 2, samples), padded.unfold(1, window, hop)
-        windowed, hann = waveforms.new_empty(together, most, window), self.hann
+        windowed, hann = self.hann.new_empty(together, most, window), self.hann
         for some, theirs in zip(waveforms.split(together), mel.split(together), strict=True):
             rows = len(some)
             signal.narrow(0, 0, rows).copy_(some)
