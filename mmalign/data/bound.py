@@ -5,12 +5,43 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from mmalign.data.config import ShardData, suggestion
-from mmalign.data.faults import Fault, Limits
+from mmalign.data.faults import Fault, Limits, SampleError
 from mmalign.data.order import keyed_hash
 from mmalign.data.sample import DEFAULT_MEMBERS, RawSample
-from mmalign.data.select import group_of
+from mmalign.data.select import group_of, variants_in
 from mmalign.data.shardset import ShardSet
 from mmalign.encoders.base import Preprocess
+
+_LOOKED_AT = 10_000
+"""Samples of a larger split in which a member is looked for, spread over it evenly."""
+
+
+def check_members(data: ShardData) -> None:
+    """Every pattern must stand for something: a run on a misspelt one would train, and learn nothing from it.
+
+    Reads samples until each pattern has been met: mostly one.
+
+    Raises:
+        FileNotFoundError: no such directory, or it has no index.
+        ValueError: no such split, or a pattern that no sample answers to; names what the first sample holds.
+    """
+    limits = Limits()
+    samples = ShardSet.open(data.shards, data.split, limits)
+    count = len(samples) if data.limit is None else min(data.limit, len(samples))
+    looked_at = min(count, _LOOKED_AT)
+    missing, held = dict(data.modalities or {}), ""
+    for i in range(looked_at):
+        if not missing:
+            return
+        try:
+            sample = samples.read(i * count // looked_at)
+            missing = {name: given for name, given in missing.items() if not variants_in(sample, given, limits)}
+        except SampleError:
+            continue
+        held = held or f"{sample.key} holds {', '.join(sorted(sample.members))}"
+    for name, given in missing.items():
+        if held:
+            raise ValueError(f"modalities.{name}: {given!r} is in none of {looked_at} samples of {data.shards}; {held}")
 
 
 @dataclass(frozen=True)

@@ -42,17 +42,6 @@ class ShardData:
         if self.modalities is not None and not self.modalities:
             raise ValueError(f"{self.shards}: modalities is empty")
 
-    def validate(self) -> None:
-        """Cheap checks before long work.
-
-        Raises:
-            FileNotFoundError: the directory does not exist or has no index.
-            ValueError: it has no such split; the message names those that it has.
-        """
-        splits = indexed_splits(self.shards)
-        if self.split not in splits:
-            raise ValueError(f"{self.shards} has no split {self.split!r}{suggestion(self.split, splits)}")
-
 
 def refuse_url(path: str | Path) -> None:
     """Raise a ValueError for anything that some reader would take for a URL or a command; shards are local files."""

@@ -1,5 +1,6 @@
 """Any timm model as a trunk: pictures in, a grid of features and a pooled vector out."""
 
+import difflib
 from typing import Any
 
 import torch
@@ -41,6 +42,11 @@ class TimmTrunk(nn.Module):
             "pretrained": pretrained,
             **(options or {}),
         }
+        if ":" not in model and not timm.is_model(model):  # a colon is timm's own sign for hubs and folders
+            close = difflib.get_close_matches(model, timm.list_models(), n=3)
+            raise ValueError(
+                f"timm has no model {model!r}; did you mean {' or '.join(close) or 'one of list_models()'}?"
+            )
         config = get_pretrained_cfg(model)
         if config is not None and config.fixed_input_size:
             arguments.setdefault("img_size", size)  # such models make their position embeddings for one size

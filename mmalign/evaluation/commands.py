@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from mmalign.data.bound import check_members
 from mmalign.data.config import ShardData
 from mmalign.evaluation.base import Moment
 from mmalign.evaluation.retrieval import Retrieval
@@ -22,7 +23,7 @@ def evaluate(
         FileNotFoundError, ValueError: data or checkpoint are not there or not usable; said before long work.
     """
     data = ShardData(str(shards), split, patterns or None)
-    data.validate()
+    check_members(data)
     from mmalign.training.load import load_model
 
     model, facts = load_model(checkpoint)

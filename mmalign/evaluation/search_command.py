@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from mmalign.data.bound import check_members
 from mmalign.data.collate import collate, prepare
 from mmalign.data.config import ShardData, suggestion
 from mmalign.data.decode import EXTENSIONS, decode
@@ -58,7 +59,7 @@ def search(
     if top < 1:
         raise ValueError(f"--top is {top}, must be at least 1")
     data = ShardData(str(shards), split)
-    data.validate()
+    check_members(data)
     kind, variant = _query(text, file)
     if index is not None:
         import_faiss()  # where it is missing, this is said before the model is loaded

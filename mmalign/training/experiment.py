@@ -9,10 +9,11 @@ from mmalign.data.faults import Limits
 from mmalign.data.sources.base import Source
 from mmalign.evaluation.base import Evaluator
 from mmalign.losses.base import Loss
-from mmalign.model import Aligner
+from mmalign.model import FUSED, Aligner
 from mmalign.retention.base import Retention
 from mmalign.training.logging import LoggerSettings
 from mmalign.training.optim import Optimization
+from mmalign.training.trainable import check_globs, check_trainable
 
 
 @dataclass
@@ -145,6 +146,11 @@ class Experiment:
         for name in self.cached:
             if name not in self.model.encoders:
                 raise ValueError(f"cached: {name!r} is none of the modalities {self.model.modalities}")
+        vectors = [*self.model.encoders, *([FUSED] if self.model.fusion is not None else [])]
+        for name, loss in self.losses.items():
+            for modality in loss.pair:
+                if modality not in vectors:
+                    raise ValueError(f"losses.{name}: the model has no {modality!r}; there are {', '.join(vectors)}")
         if any(stage.least_squares for stage in self.stages.values()) != (self.model.least_squares is not None):
             raise ValueError("model.least_squares and a stage's least_squares, on which it is fitted, need each other")
         for stage_name, stage in self.stages.items():
@@ -165,3 +171,22 @@ class Experiment:
                         f"stages.{stage_name}.least_squares: {name!r} has {list(bound)}, not both of "
                         f"{list(self.model.least_squares or ())}"
                     )
+            try:
+                self._check_stage(stage)
+            except ValueError as error:
+                raise ValueError(f"stages.{stage_name}.{error}") from None
+
+    def _check_stage(self, stage: Stage) -> None:
+        """What would otherwise be found when the stage begins, after those before it have been trained."""
+        check_trainable(self.model, stage.trainable)
+        parts = [*self.model.components(), *(f"loss.{name}" for name in self.losses)]
+        check_globs("optimization.learning_rates", stage.optimization.learning_rates, parts)
+        # a method may bring the data of other stages along
+        stages = self.stages.values() if self.retention and stage.retention != {} else [stage]
+        data = [item for some in stages for item in some.data.items()]
+        held = [(name, list(self.model.encoders if d.modalities is None else d.modalities)) for name, d in data]
+        for name in stage.losses:
+            pair = {modality for modality in self.losses[name].pair if modality != FUSED}
+            if not any(pair <= set(modalities) for _, modalities in held):
+                found = "; ".join(f"{source} has {', '.join(modalities)}" for source, modalities in held)
+                raise ValueError(f"losses: {name!r} needs samples with {' and '.join(sorted(pair))}, but {found}")

@@ -10,6 +10,8 @@ from torch import nn
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 
+from mmalign.training.trainable import check_globs
+
 
 def undecayed(module: nn.Module) -> set[str]:
     """Names of the parameters that weight decay must not shrink.
@@ -40,9 +42,7 @@ def parameter_groups(
     Raises:
         ValueError: a glob matches no component, or nothing is trainable.
     """
-    for glob in learning_rates:
-        if not any(fnmatchcase(name, glob) for name in components):
-            raise ValueError(f"learning_rates: '{glob}' matches none of the components {', '.join(components)}")
+    check_globs("learning_rates", learning_rates, components)
     groups: list[dict[str, Any]] = []
     seen: set[nn.Parameter] = set()
     for component, module in components.items():

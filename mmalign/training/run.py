@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 
-from mmalign.data.config import ShardData
+from mmalign.data.bound import check_members
+from mmalign.data.config import ShardData, suggestion
 from mmalign.data.shards import build
 from mmalign.data.sources.base import Source
 from mmalign.training.config import build_experiment, build_part
@@ -104,15 +105,20 @@ def _wait_for_data(config: dict[str, Any]) -> None:
 
 
 def check_data(config: dict[str, Any]) -> None:
-    """Every data set that the configuration names exists, with its split.
+    """Every data set that the configuration names exists, with its split, its members, and encoders for them.
 
     Raises:
         ConfigError: names the key.
     """
+    encoders = list(config["model"]["init_args"]["encoders"])
     for key in ("stages", "evaluation", "retention"):
-        for path, data in _shard_data(config[key], key):
+        for path, given in _shard_data(config[key], key):
             try:
-                ShardData(**data).validate()
+                data = ShardData(**given)
+                for name in data.modalities or {}:
+                    if name not in encoders:
+                        raise ValueError(f"modalities: the model has no encoder {name!r}{suggestion(name, encoders)}")
+                check_members(data)
             except (ValueError, OSError) as error:
                 raise ConfigError(f"{path}: {error}") from None
 

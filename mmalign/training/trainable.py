@@ -1,6 +1,6 @@
 """Which parameters a stage trains, and the one line that says so."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
 
 from torch import nn
@@ -15,19 +15,40 @@ def freeze_all_but(model: Aligner, trainable: Mapping[str, int | str]) -> None:
     Raises:
         ValueError: a glob matches no component, or asks for more layers than there are.
     """
-    components = model.components()
-    for glob in trainable:
-        if not any(fnmatchcase(name, glob) for name in components):
-            raise ValueError(f"trainable: {glob!r} matches none of the components {list(components)}")
-    for name, component in components.items():
+    check_trainable(model, trainable)
+    for name, component in model.components().items():
         wanted = wanted_of(trainable, name)
         component.requires_grad_(wanted == "all")
         if isinstance(wanted, int):
-            layers = component.layers() if isinstance(component, Encoder) else list(component.children())
-            if wanted > len(layers):
-                raise ValueError(f"trainable: {name} has {len(layers)} layers, not {wanted}")
+            layers = _layers(component)
             for layer in layers[len(layers) - wanted :]:
                 layer.requires_grad_(True)
+
+
+def check_trainable(model: Aligner, trainable: Mapping[str, int | str]) -> None:
+    """What `freeze_all_but` would refuse, without changing anything.
+
+    Raises:
+        ValueError: a glob matches no component, or asks for more layers than there are.
+    """
+    components = model.components()
+    check_globs("trainable", trainable, components)
+    for name, component in components.items():
+        wanted = wanted_of(trainable, name)
+        if isinstance(wanted, int) and wanted > len(_layers(component)):
+            raise ValueError(f"trainable: {name} has {len(_layers(component))} layers, not {wanted}")
+
+
+def check_globs(key: str, globs: Iterable[str], components: Iterable[str]) -> None:
+    """Raise a ValueError that names the key and the first glob that matches no component."""
+    known = list(components)
+    for glob in globs:
+        if not any(fnmatchcase(name, glob) for name in known):
+            raise ValueError(f"{key}: {glob!r} matches none of the components {', '.join(known)}")
+
+
+def _layers(component: nn.Module) -> list[nn.Module]:
+    return component.layers() if isinstance(component, Encoder) else list(component.children())
 
 
 def freeze_unreached(model: Aligner, reached: set[str], fusion_only: bool) -> None:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from mmalign.batch import Batch, Tokens
+from mmalign.data.bound import check_members
 from mmalign.data.config import ShardData
 from mmalign.data.faults import Limits
 from mmalign.data.index import build_index
@@ -171,7 +172,10 @@ def test_settings_that_do_not_fit(sources: Any, preprocess: dict[str, Preprocess
     with pytest.raises(ValueError, match="no split 'tran'; did you mean 'train'"):
         Stream({"a": (ShardData(str(shards), split="tran"), 1.0)}, preprocess, 8, 0, "s", 1)
     with pytest.raises(FileNotFoundError, match="does not exist"):
-        ShardData(str(shards / "nowhere")).validate()
+        check_members(ShardData(str(shards / "nowhere")))
+    with pytest.raises(ValueError, match=r"modalities.image: 'gif' is in none of 20 samples .*000000 holds flac"):
+        check_members(ShardData(str(shards), modalities={"text": "txt", "image": "gif"}))
+    check_members(ShardData(str(shards), modalities={"image": "gif|png", "text": "captions[*]"}))
     for settings in ({"weight": -1.0}, {"limit": 0}, {"modalities": {}}):
         with pytest.raises(ValueError, match=next(iter(settings))):
             ShardData(str(shards), **settings)

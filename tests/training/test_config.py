@@ -4,7 +4,10 @@ from pathlib import Path
 
 import pytest
 
+from mmalign.data.shards import build
+from mmalign.data.sources.scenes import Scenes
 from mmalign.training.config import build_experiment, build_part, check_config
+from mmalign.training.run import check_data
 from mmalign.training.yaml_config import ConfigError, differences, override, parse_overrides, read_config
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
@@ -56,6 +59,60 @@ def test_a_least_squares_head_needs_pairs_to_be_fitted_on(model, stages, message
     with pytest.raises(ValueError) as error:  # noqa: PT011 - the message is compared below
         build_experiment(check_config(read_config(DEBUG, changes)))
     assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"losses.image_text.init_args.a": "imag"},
+            "losses.image_text: the model has no 'imag'; there are image, audio, text, fused",
+        ),
+        ({"model.init_args.fusion": None}, "losses.fused_text: the model has no 'fused'"),
+        (
+            {"stages.audio_text.trainable": {"encoder.adio": "none"}},
+            "stages.audio_text.trainable: 'encoder.adio' matches none of the components encoder.image, ",
+        ),
+        ({"stages.audio_text.trainable": {"encoder.audio": 99}}, "stages.audio_text.trainable: encoder.audio has "),
+        (
+            {"stages.audio_text.optimization.learning_rates": {"loss.image_txt": 0.1}},
+            "stages.audio_text.optimization.learning_rates: 'loss.image_txt' matches none of",
+        ),
+        (
+            {"stages.audio_text.losses": {"image_text": 1.0}, "retention": {}},
+            "stages.audio_text.losses: 'image_text' needs samples with image and text, but scenes has audio, text",
+        ),
+        (
+            {"model.init_args.encoders.image.init_args.model": "vit_tny_patch16_224"},
+            "did you mean vit_tiny_patch16_224",
+        ),
+    ],
+)
+def test_a_mistake_of_a_later_stage_is_named_before_the_first(changes, message):
+    with pytest.raises(ValueError) as error:  # noqa: PT011 - the message is compared below
+        build_experiment(check_config(read_config(DEBUG, changes)))
+    assert message in str(error.value)
+
+
+def test_a_retention_method_may_bring_the_pairs_of_a_loss():
+    changes = {"stages.audio_text.losses": {"audio_text": 1.0, "image_text": 1.0}}
+    assert set(build_experiment(check_config(read_config(DEBUG, changes))).stages) == {"image_text", "audio_text"}
+
+
+def test_members_that_do_not_exist_are_named(tmp_path):
+    build(Scenes(train=3, val=1, test=1, test_compositional=0), tmp_path)
+    keys = ("stages.image_text.data.scenes", "stages.audio_text.data.scenes", "evaluation.scenes.init_args.data")
+    config = check_config(read_config(DEBUG, {f"{key}.shards": str(tmp_path) for key in keys}))
+    del config["stages"]["image_text"]["data"]["docstrings"], config["evaluation"]["language"]
+    check_data(config)
+    for modalities, message in (
+        ({"imag": "png", "text": "txt"}, "modalities: the model has no encoder 'imag'; did you mean 'image'?"),
+        ({"audio": "mp3", "text": "txt"}, "modalities.audio: 'mp3' is in none of 3 samples of "),
+    ):
+        config["stages"]["audio_text"]["data"]["scenes"]["modalities"] = modalities
+        with pytest.raises(ConfigError) as error:
+            check_data(config)
+        assert str(error.value).startswith(f"stages.audio_text.data.scenes: {message}")
 
 
 def test_a_missing_key_is_named():
