@@ -94,9 +94,8 @@ class Curriculum:
 
     def _restore(self) -> int:
         """Load the end of the last stage that ended, or save the start; returns that stage's index."""
-        metrics = self.directory / "metrics.jsonl"
-        self.rows = read_rows(metrics) if metrics.exists() else []
         last = self.checkpoints.last_end()
+        self.rows = self._rows_until(-1 if last is None else last)
         if last is None:
             if self.experiment.initial_checkpoint is not None:
                 initial = load_checkpoint(Path(self.experiment.initial_checkpoint))
@@ -113,6 +112,15 @@ class Curriculum:
         self.costs = [StageCost(**cost) for cost in facts["costs"]]
         self.stage_facts = list(facts["stages"])
         return last
+
+    def _rows_until(self, last: int) -> list[Row]:
+        """What was measured up to that stage; figures of a stage whose checkpoint is gone are of other weights."""
+        metrics = self.directory / "metrics.jsonl"
+        lost = list(self.experiment.stages)[max(last, 0) :] + (["start"] if last < 0 else [])
+        if lost and self.rank == 0:
+            for of_the_last_stage in (self.directory / "sweep").glob("*.jsonl"):
+                of_the_last_stage.unlink()
+        return [row for row in read_rows(metrics) if row.stage not in lost] if metrics.exists() else []
 
     def _load_weights(self, state: dict[str, Any], origin: str) -> None:
         holder = nn.ModuleDict({"model": self.experiment.model, "losses": nn.ModuleDict(self.experiment.losses)})
@@ -165,9 +173,9 @@ class Curriculum:
         self.rows += rows
         self.evaluated = True
         if self.rank == 0:
-            write_rows(self.directory / "metrics.jsonl", self.rows)
             if index == 0:
                 self._save_end(0)  # evaluators may hold references taken at the start
+            write_rows(self.directory / "metrics.jsonl", self.rows)
             self.loggers.log_rows(rows)
 
     def moment(self, index: int) -> Moment:

@@ -9,12 +9,13 @@ import subprocess
 import sys
 import tarfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from mmalign.evaluation.table import read_rows
+from mmalign.evaluation.table import read_rows, write_rows
 from mmalign.training.config import check_config
 from mmalign.training.run import train
 from mmalign.training.yaml_config import ConfigError, read_config
@@ -78,6 +79,11 @@ def test_resume_starts_goes_on_and_refuses(workplace):
     rows = read_rows(out / "metrics.jsonl")
     assert {row.stage for row in rows} == {"start", "image_text", "audio_text"}
     train(quick(), out, resume=True)  # nothing to do
+    assert read_rows(out / "metrics.jsonl") == rows
+    (out / "checkpoints" / "stage-02.ckpt").unlink()  # what was measured on it is not believed
+    stale = [replace(row, value=0.5) if row.stage == "audio_text" else row for row in rows]
+    write_rows(out / "metrics.jsonl", stale)
+    train(quick(), out, resume=True)
     assert read_rows(out / "metrics.jsonl") == rows
     with pytest.raises(ConfigError, match="holds a run already"):
         train(quick(), out)
