@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from mmalign.batch import Tokens
 from mmalign.encoders.base import Axis, Encoder
 from mmalign.encoders.image import ImagePreprocess, Resize
-from mmalign.encoders.weights import layers_in_order
+from mmalign.encoders.weights import layers_in_order, load_open_clip
 
 _RESIZE_MODES: dict[str, Resize] = {"shortest": "crop", "longest": "pad", "squash": "squash"}
 
@@ -37,7 +37,7 @@ class ImageOpenClip(Encoder):
     ) -> None:
         import open_clip
 
-        whole = open_clip.create_model(model, pretrained=pretrained, force_patch_dropout=patch_dropout)
+        whole = load_open_clip(model, pretrained, force_patch_dropout=patch_dropout)
         stated = open_clip.get_model_preprocess_cfg(whole)
         size = stated["size"]
         visual = whole.visual.train()

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from mmalign.batch import Tokens
 from mmalign.encoders.base import Axis, Encoder
 from mmalign.encoders.text_causal import TextPreprocess
-from mmalign.encoders.weights import layers_in_order
+from mmalign.encoders.weights import layers_in_order, load_open_clip
 
 
 @cache
@@ -47,9 +47,7 @@ class TextOpenClip(Encoder):
     """
 
     def __init__(self, model: str, pretrained: str | None = None) -> None:
-        import open_clip
-
-        whole = open_clip.create_model(model, pretrained=pretrained, force_custom_text=True)
+        whole = load_open_clip(model, pretrained, force_custom_text=True)
         text = whole.text.train()
         if hasattr(text, "output_tokens"):
             text.output_tokens = True

@@ -1,13 +1,12 @@
 """Any timm model as a trunk: pictures in, a grid of features and a pooled vector out."""
 
-import difflib
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from mmalign.encoders.weights import layers_in_order, load_in_order, load_tensors, locate
+from mmalign.encoders.weights import check_timm_model, layers_in_order, load_in_order, load_tensors, locate
 
 
 class TimmTrunk(nn.Module):
@@ -42,11 +41,7 @@ class TimmTrunk(nn.Module):
             "pretrained": pretrained,
             **(options or {}),
         }
-        if ":" not in model and not timm.is_model(model):  # a colon is timm's own sign for hubs and folders
-            close = difflib.get_close_matches(model, timm.list_models(), n=3)
-            raise ValueError(
-                f"timm has no model {model!r}; did you mean {' or '.join(close) or 'one of list_models()'}?"
-            )
+        check_timm_model(model)
         config = get_pretrained_cfg(model)
         if config is not None and config.fixed_input_size:
             arguments.setdefault("img_size", size)  # such models make their position embeddings for one size

@@ -1,5 +1,6 @@
 """Where a tower's weights come from: a file, or a name of the asset registry; and how they are read."""
 
+import difflib
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -41,6 +42,36 @@ def load_tensors(path: Path) -> dict[str, Any]:
     if not isinstance(loaded, dict):
         raise ValueError(f"{path}: expected a state dict, found a {type(loaded).__name__}")
     return loaded.get("state_dict", loaded)
+
+
+def load_open_clip(model: str, pretrained: str | None, **options: Any) -> Any:
+    """`open_clip.create_model`.
+
+    Raises:
+        ValueError: open_clip can't make the model or has no such weights of it; says why, with names that are near.
+    """
+    import open_clip
+
+    try:
+        return open_clip.create_model(model, pretrained=pretrained, **options)
+    except RuntimeError as error:
+        hint = _near(model, open_clip.list_models()) or _near(
+            pretrained or "", open_clip.list_pretrained_tags_by_model(model)
+        )
+        raise ValueError(f"open_clip {model!r}, weights {pretrained!r}: {error}{hint}") from error
+
+
+def check_timm_model(model: str) -> None:
+    """Raise a ValueError for a model that timm doesn't have, with the names that are near."""
+    import timm
+
+    if ":" not in model and not timm.is_model(model):  # a colon is timm's own sign for hubs and folders
+        raise ValueError(f"timm has no model {model!r}{_near(model, timm.list_models())}")
+
+
+def _near(name: str, names: list[str]) -> str:
+    close = [] if name in names else difflib.get_close_matches(name, names, n=3)
+    return f"; did you mean {' or '.join(close)}?" if close else ""
 
 
 def load_in_order(module: nn.Module, state: dict[str, Tensor], source: Path) -> None:

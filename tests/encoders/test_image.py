@@ -179,3 +179,12 @@ def test_efficientnet_lite0_weights_load(cached_asset):
         pooled = encoder(torch.stack([bright, dark])).pooled
     assert pooled.shape == (2, 1280)
     assert 0.05 < pooled.mean() < 2  # activations of a trained network; a scrambled one explodes or dies
+
+
+def test_names_that_open_clip_and_timm_do_not_know():
+    with pytest.raises(ValueError, match=r"open_clip 'ViT-B-23'.* did you mean ViT-B-32"):
+        ImageOpenClip("ViT-B-23")
+    with pytest.raises(ValueError, match=r"open_clip 'ViT-B-32', weights 'opnai'.* did you mean openai"):
+        ImageOpenClip("ViT-B-32", "opnai")
+    with pytest.raises(ValueError, match="timm has no model 'vit_tny_patch16_224'; did you mean vit_tiny_patch16_224"):
+        ImageTimm("vit_tny_patch16_224")
