@@ -14,7 +14,7 @@ Scale = Literal["slaney", "htk"]
 Area = Literal["hertz", "sum", "peak"]
 Sides = Literal["hertz", "mel"]
 
-_BLOCK_FRAMES = 1024
+_BLOCK_FRAMES = 2048
 """Frames that go through all steps together on a CPU: what is between two steps then stays in its cache."""
 
 _BAND_BINS = 16
@@ -154,7 +154,10 @@ class LogMel(nn.Module):
         return self._mel(waveforms, lambda mel: mel)
 
     def _log(self, mel: Tensor) -> Tensor:
-        return mel.add_(self.settings.log_offset).log_().sub_(self.settings.mean).div_(self.settings.std)
+        mel.add_(self.settings.log_offset).log_()
+        if self.settings.mean != 0:
+            mel.sub_(self.settings.mean)
+        return mel if self.settings.std == 1 else mel.div_(self.settings.std)
 
     def _mel(
         self, waveforms: Float[Tensor, "batch samples"], finish: Callable[[Tensor], Tensor]
