@@ -45,7 +45,12 @@ PLACES: dict[str, Callable[[str], Any]] = {
     "indexing": build_index,
     "checking": check,
     "a configuration's data": lambda url: check_data(
-        {"stages": {}, "retention": {}, "evaluation": {"a": {"shards": url, "split": "test"}}}
+        {
+            "model": {"init_args": {"encoders": {}}},
+            "stages": {},
+            "retention": {},
+            "evaluation": {"a": {"shards": url, "split": "test"}},
+        }
     ),
 }
 
