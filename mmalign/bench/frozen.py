@@ -139,9 +139,8 @@ class FrozenPrefix(Benchmark):
                 losses.append(float(value.detach()))
             return Outcome(arrays={"losses": np.array(losses)})
 
-        with torch.no_grad():
-            for values in batches:
-                tower(values, mask)
+        for values in batches:
+            tower(values, mask)  # with gradients: only training steps remember
         return lambda: _timed(run, batch)
 
 
