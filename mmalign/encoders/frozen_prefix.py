@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -12,6 +13,21 @@ from mmalign.encoders.base import Encoder
 
 Forward = Callable[[Int[Tensor, "batch length"], Bool[Tensor, "batch length"]], Any]
 """Token ids and which of them count -> whatever the tower's own model returns."""
+
+
+@dataclass
+class _Remembered:
+    """What one stage's frozen weights give for each text.
+
+    Attributes:
+        weights: which they are.
+        tuples: whether this model's blocks return theirs in a tuple.
+    """
+
+    weights: tuple[Any, ...] = ()
+    rows: dict[bytes, Tensor] = field(default_factory=dict)
+    bytes_used: int = 0
+    tuples: bool = False
 
 
 class FrozenPrefix:
@@ -26,8 +42,9 @@ class FrozenPrefix:
 
     It is used in training steps, for as many leading layers as are frozen *and* in evaluation mode (dropout would make
     them random). Where no gradients are wanted the plain tower is computed, so that what an evaluation finds does not
-    depend on what a stage trains; the first pass of gradient caching does so, too. It forgets everything as soon as one
-    of the frozen weights is another, and is no part of checkpoints, copies or exports.
+    depend on what a stage trains; the first pass of gradient caching does so, too. A teacher uses it nevertheless
+    (`of_teacher`). It forgets everything as soon as one of the frozen weights is another, and is no part of
+    checkpoints, copies or exports.
 
     Args:
         capacity_bytes: texts that would need more are computed again each time.
@@ -35,19 +52,25 @@ class FrozenPrefix:
 
     def __init__(self, capacity_bytes: int) -> None:
         self.capacity_bytes = capacity_bytes
-        self._forget(())
+        self._remembered = _Remembered()
+        self._without_gradients = False
 
-    def _forget(self, weights: tuple[Any, ...]) -> None:
-        self._weights = weights
-        self._rows: dict[bytes, Tensor] = {}
-        self.bytes_used = 0
+    @property
+    def bytes_used(self) -> int:
+        return self._remembered.bytes_used
 
     def __len__(self) -> int:
         """Texts that are remembered."""
-        return len(self._rows)
+        return len(self._remembered.rows)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return FrozenPrefix, (self.capacity_bytes,)
+
+    def of_teacher(self) -> "FrozenPrefix":
+        """One that remembers the same texts as this, in the same place, and is used without gradients, too."""
+        other = FrozenPrefix(self.capacity_bytes)
+        other._remembered, other._without_gradients = self._remembered, True
+        return other
 
     def run(
         self,
@@ -66,7 +89,7 @@ class FrozenPrefix:
         Raises:
             ValueError: blocks return more than one tensor, as T5's do.
         """
-        if self.capacity_bytes == 0 or not torch.is_grad_enabled():
+        if self.capacity_bytes == 0 or not (self._without_gradients or torch.is_grad_enabled()):
             return forward(values, attended)
         layers = tower.layers()
         blocks = next(m for m in base.modules() if isinstance(m, nn.ModuleList) and len(m) == len(layers) - 1)
@@ -76,8 +99,9 @@ class FrozenPrefix:
         depth = frozen - 1
         weights = [parameter for layer in layers[:frozen] for parameter in layer.parameters()]
         found = (depth, *((id(weight), weight._version, weight.data_ptr()) for weight in weights))
-        if found != self._weights:
-            self._forget(found)
+        if found != self._remembered.weights:
+            self._remembered.weights, self._remembered.bytes_used = found, 0
+            self._remembered.rows.clear()
         given = torch.zeros(0)
         for i in range(len(values)):
             row = self._row(forward, blocks, depth, values[i][attended[i]])
@@ -92,15 +116,15 @@ class FrozenPrefix:
         self, forward: Forward, blocks: nn.ModuleList, depth: int, ids: Int[Tensor, " length"]
     ) -> Float[Tensor, "length width"]:
         key = ids.cpu().numpy().tobytes()
-        if key in self._rows:
-            return self._rows[key]
+        if key in self._remembered.rows:
+            return self._remembered.rows[key]
         found: list[Tensor] = []
 
         def take(_module: nn.Module, _inputs: Any, output: Any) -> None:
-            self._tuples = isinstance(output, tuple)
-            if self._tuples and len(output) > 1:
+            self._remembered.tuples = isinstance(output, tuple)
+            if self._remembered.tuples and len(output) > 1:
                 raise ValueError("prefix_cache_bytes: the blocks of this model give each other more than vectors")
-            found.append((output[0] if self._tuples else output)[0])
+            found.append((output[0] if self._remembered.tuples else output)[0])
 
         hook = blocks[depth - 1].register_forward_hook(take)
         rest = blocks[depth:]
@@ -111,13 +135,13 @@ class FrozenPrefix:
             hook.remove()
         size = found[0].numel() * found[0].element_size()
         if self.bytes_used + size <= self.capacity_bytes:
-            self._rows[key] = found[0]
-            self.bytes_used += size
+            self._remembered.rows[key] = found[0]
+            self._remembered.bytes_used += size
         return found[0]
 
     def _like_blocks(self, hidden: Tensor) -> Any:
         """As the blocks of this model return it: some return a tuple."""
-        return (hidden,) if self._tuples else hidden
+        return (hidden,) if self._remembered.tuples else hidden
 
     def _passed_on(self, hidden: Tensor, *_: Any, **__: Any) -> Any:
         return self._like_blocks(hidden)

@@ -1,8 +1,9 @@
 """Distillation: the model before the stage teaches the model in the stage.
 
-The teacher is a copy of the whole model, taken when the stage begins, in evaluation mode. It is not stored: a run that
-goes on takes it again. It costs the memory of a second model without gradients or optimizer, and a forward pass of the
-rows that it is asked about.
+The teacher is a copy of the model, taken when the stage begins, in evaluation mode. It is not stored: a run that goes
+on takes it again. It costs the memory of what the stage trains once more, without gradients or optimizer, and a forward
+pass of the rows that it is asked about. What the stage leaves as it is, it shares with the model, and with it what the
+model remembers of the leading layers of a text tower (`prefix_cache_bytes`).
 """
 
 import copy
@@ -15,9 +16,20 @@ from torch.nn import functional as F
 
 from mmalign.batch import Batch, Embeddings
 from mmalign.data.config import ShardData
+from mmalign.encoders.frozen_prefix import FrozenPrefix
 from mmalign.model import FUSED, Aligner
 from mmalign.retention.base import Retention, StagePlan
 from mmalign.retention.similarity import distance, pair_divergence, zero
+
+
+def teacher_of(model: Aligner) -> Aligner:
+    """A copy in evaluation mode that shares with the model what is not trained now."""
+    shared: dict[int, object] = {id(weight): weight for weight in model.parameters() if not weight.requires_grad}
+    for module in model.modules():
+        prefix = getattr(module, "prefix", None)
+        if isinstance(prefix, FrozenPrefix):
+            shared[id(prefix)] = prefix.of_teacher()
+    return copy.deepcopy(model, shared).eval()
 
 
 class _Distillation(Retention):
@@ -34,7 +46,7 @@ class _Distillation(Retention):
     def begin(self, plan: StagePlan, model: Aligner, losses: dict[str, nn.Module]) -> None:
         past = {tuple(sorted(pair)) for stage in plan.past for pair in stage.pairs.values()}
         self._pairs = [(pair[0], pair[1]) for pair in sorted(past) if pair[0] != pair[1]]
-        self._teacher = copy.deepcopy(model).eval().requires_grad_(False)
+        self._teacher = teacher_of(model)
 
     def end(self, plan: StagePlan, model: Aligner, losses: dict[str, nn.Module]) -> None:
         self._teacher = None

@@ -140,7 +140,7 @@ def test_capacity_is_kept(tower):
     trained(tower, 1)
     batch = collated(tower, TEXTS)
     expected = result(tower, *batch)[0]
-    room = max(len(row) for row in tower.prefix._rows.values()) * tower.width * 4
+    room = max(len(row) for row in tower.prefix._remembered.rows.values()) * tower.width * 4
     tower.prefix = FrozenPrefix(room)
     assert torch.equal(result(tower, *batch)[0], expected)
     assert 0 < tower.prefix.bytes_used <= room

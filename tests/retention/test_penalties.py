@@ -165,8 +165,11 @@ def test_a_teacher_is_not_stored_and_not_trained(workshop) -> None:
     plans, model, method = workshop.plans(), workshop.model(), LwF()
     workshop.train(plans[0], model, {"lwf": method})
     method.begin(plans[1], model, {})
-    assert not any(p.requires_grad for p in method._teacher.parameters())
+    batch = workshop.stream(plans[1], model)[0]
+    method.penalty(model, batch, model(batch))["lwf.vectors"].backward()
     assert all(p.requires_grad for p in model.parameters())
+    assert any(p.grad is not None for p in model.parameters())
+    assert all(p.grad is None for p in method._teacher.parameters())
     assert method.state_dict() == {}
     method.end(plans[1], model, {})
     assert method._teacher is None
