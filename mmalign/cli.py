@@ -52,6 +52,10 @@ def build_parser() -> argparse.ArgumentParser:
     _add_assets_and_data(commands)
     _add_train_evaluate_export(commands)
     _add_search(commands)
+    for name in ("evaluate", "search", "export"):
+        commands.choices[name].add_argument(
+            "--trust", action="append", default=[], metavar="PACKAGE", help="whose classes the checkpoint may name, too"
+        )
     _add_report_compare_bench(commands)
     return parser
 
@@ -254,32 +258,38 @@ def _train(options: argparse.Namespace, rest: list[str]) -> int:
 
 def _evaluate(options: argparse.Namespace, rest: list[str]) -> int:
     from mmalign.evaluation.commands import evaluate
+    from mmalign.training.trust import trusting
 
     patterns = dict(entry.split("=", 1) for entry in options.modalities)
-    return evaluate(options.checkpoint, options.data, options.split, patterns, options.gallery, options.out)
+    with trusting(options.trust):
+        return evaluate(options.checkpoint, options.data, options.split, patterns, options.gallery, options.out)
 
 
 def _search(options: argparse.Namespace, rest: list[str]) -> int:
     from mmalign.evaluation.search_command import search
+    from mmalign.training.trust import trusting
 
-    return search(
-        options.checkpoint,
-        options.data,
-        options.split,
-        text=options.text,
-        file=options.file,
-        modality=options.modality,
-        query_modality=options.query_modality,
-        patterns=dict(entry.split("=", 1) for entry in options.modalities),
-        top=options.top,
-        index=options.index,
-    )
+    with trusting(options.trust):
+        return search(
+            options.checkpoint,
+            options.data,
+            options.split,
+            text=options.text,
+            file=options.file,
+            modality=options.modality,
+            query_modality=options.query_modality,
+            patterns=dict(entry.split("=", 1) for entry in options.modalities),
+            top=options.top,
+            index=options.index,
+        )
 
 
 def _export(options: argparse.Namespace, rest: list[str]) -> int:
     from mmalign.export.commands import export
+    from mmalign.training.trust import trusting
 
-    print(export(options.checkpoint, options.out))
+    with trusting(options.trust):
+        print(export(options.checkpoint, options.out))
     return 0
 
 

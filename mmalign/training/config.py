@@ -13,7 +13,7 @@ from dataclasses import is_dataclass
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from mmalign.training.experiment import Experiment, Stage
-from mmalign.training.trust import refuse_foreign, refuse_text, refuse_untrusted
+from mmalign.training.trust import refuse_class, refuse_classes, refuse_text, refuse_untrusted
 from mmalign.training.yaml_config import ConfigError, meant
 
 
@@ -26,8 +26,6 @@ def check_config(config: dict[str, Any], trusted_only: bool = False) -> dict[str
     Raises:
         ConfigError: names the key.
     """
-    if trusted_only:
-        refuse_foreign(config, "")
     _check_keys(config, Experiment, "", trusted_only)
     try:
         parsed = _parser().parse_object(copy.deepcopy(config))
@@ -53,8 +51,6 @@ def check_part(part: Any, hint: Any, path: str, trusted_only: bool = False) -> N
     Raises:
         ConfigError: names the key.
     """
-    if trusted_only:
-        refuse_foreign(part, path)
     _check_keys(part, hint, path, trusted_only)
 
 
@@ -136,28 +132,32 @@ def _check_keys(value: Any, hint: Any, path: str, trusted_only: bool) -> None:
     """Raise for an unknown or missing key, or an unknown class, anywhere below."""
     if trusted_only:
         refuse_text(value, hint, path)
-    for item, item_hint, item_path in _children(value, hint, path, trusted_only, raising=True):
+    children = _children(value, hint, path, trusted_only, raising=True)
+    if trusted_only and children is None:
+        refuse_classes(value, path)
+    for item, item_hint, item_path in children or []:
         _check_keys(item, item_hint, item_path, trusted_only)
 
 
 def _leaves(value: Any, hint: Any, path: str) -> Iterator[tuple[str, Any, Any]]:
-    children = list(_children(value, hint, path, False, raising=False))
+    children = _children(value, hint, path, False, raising=False) or []
     if not children:
         yield path, value, hint
     for item, item_hint, item_path in children:
         yield from _leaves(item, item_hint, item_path)
 
 
-def _children(value: Any, hint: Any, path: str, trusted_only: bool, raising: bool) -> Iterator[tuple[Any, Any, str]]:
+def _children(value: Any, hint: Any, path: str, trusted_only: bool, raising: bool) -> list[tuple[Any, Any, str]] | None:
+    """What a mapping holds, each with its type hint and its path; None where the hint says nothing of what is below."""
     if not isinstance(value, dict):
-        return
+        return None
     here = f"{path}." if path else ""
     options = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
     for option in options:
         if get_origin(option) is dict:
-            for key, item in value.items():
-                yield item, get_args(option)[1], f"{here}{key}"
-            return
+            if trusted_only:
+                refuse_class(value, path)
+            return [(item, get_args(option)[1], f"{here}{key}") for key, item in value.items()]
         if inspect.isclass(option) and option not in (Any, dict, type(None), str, int, float, bool, list):
             owner, given, where = option, value, here
             if "class_path" in value:
@@ -171,14 +171,14 @@ def _children(value: Any, hint: Any, path: str, trusted_only: bool, raising: boo
             elif not is_dataclass(option):
                 raise ConfigError(f"{path}: names no class_path (a {option.__name__} is needed)")
             parameters = _parameters(owner)
-            for key, item in given.items():
+            for key in given:
                 if key not in parameters:
                     raise ConfigError(f"{where}{key}: unknown key{meant(key, list(parameters))}")
-                yield item, parameters[key][0], f"{where}{key}"
             for name, (_, required) in parameters.items():
                 if raising and required and name not in given:
                     raise ConfigError(f"{where}{name}: is missing")
-            return
+            return [(item, parameters[key][0], f"{where}{key}") for key, item in given.items()]
+    return None
 
 
 def _fits(value: Any, hint: Any) -> bool:

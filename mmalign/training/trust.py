@@ -2,35 +2,61 @@
 
 import re
 import types
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, Literal, Union, get_args, get_origin
 
 from mmalign.training.yaml_config import ConfigError
 
-TRUSTED_PACKAGES = ("mmalign", "timm", "open_clip", "transformers", "torch")
-"""Whose classes such a configuration may name. A user's own file may name any class."""
-
 _WORD = re.compile(r"[\w./+-]*")
 
 
+_trusted: ContextVar[tuple[str, ...]] = ContextVar("trusted", default=("mmalign",))
+
+
+@contextmanager
+def trusting(packages: Iterable[str]) -> Iterator[None]:
+    """Within this, classes of these packages may be named as well: those of one's own encoders, say."""
+    before = _trusted.set((*_trusted.get(), *packages))
+    try:
+        yield
+    finally:
+        _trusted.reset(before)
+
+
 def refuse_untrusted(class_path: Any, path: str) -> None:
-    """Raise for the dotted path of a class of any other package; `path` is the key that names it."""
-    if str(class_path).split(".")[0] not in TRUSTED_PACKAGES:
-        raise ConfigError(f"{path}.class_path: {class_path!r} is outside of {', '.join(TRUSTED_PACKAGES)}")
+    """Raise for the dotted path of a class that is not ours; `path` is the key that names it.
+
+    Other packages are no better than strangers: torch has a class whose constructor starts a process.
+    """
+    package = str(class_path).split(".")[0]
+    if package not in _trusted.get():
+        raise ConfigError(
+            f"{path}.class_path: {class_path!r} is outside of mmalign; what comes with weights may name it only if you "
+            f"trust its package: --trust {package}, or mmalign.load(…, trust=['{package}'])"
+        )
 
 
-def refuse_foreign(value: Any, path: str = "") -> None:
-    """Raise for such a path anywhere below, whether or not a constructor asks for a class there.
+def refuse_classes(value: Any, path: str) -> None:
+    """Raise for any class named below, for values of which no constructor's hint says what class they are.
 
-    The parser would import it, and importing a module runs it.
+    The parser would import and build it wherever it stands.
     """
     if isinstance(value, dict):
-        if "class_path" in value:
-            refuse_untrusted(value["class_path"], path)
+        refuse_class(value, path)
         for key, item in value.items():
-            refuse_foreign(item, f"{path}.{key}" if path else str(key))
+            refuse_classes(item, f"{path}.{key}")
     elif isinstance(value, list | tuple):
         for number, item in enumerate(value):
-            refuse_foreign(item, f"{path}.{number}")
+            refuse_classes(item, f"{path}.{number}")
+
+
+def refuse_class(value: dict[Any, Any], path: str) -> None:
+    """Raise where a mapping that is none of a class names one."""
+    for key, item in value.items():
+        if "class_path" in str(key):
+            raise ConfigError(f"{path}.{key}: {item!r}, where no class may be named")
 
 
 def refuse_text(value: Any, hint: Any, path: str) -> None:

@@ -10,12 +10,26 @@ import torch
 
 from mmalign.training.config import check_config, class_of
 from mmalign.training.load import load_model
+from mmalign.training.trust import trusting
 from mmalign.training.yaml_config import ConfigError, override, read_config
 
 DEBUG = Path(__file__).parents[2] / "configs" / "debug.yaml"
 IMAGE = "model.init_args.encoders.image"
 EVIL = {"class_path": "evil_module.Evil"}
 POPEN = {"class_path": "subprocess.Popen", "init_args": {"args": ["touch", "canary"]}}
+GADGET = {
+    "class_path": "torch.distributed.elastic.multiprocessing.subprocess_handler.subprocess_handler.SubprocessHandler",
+    "init_args": {
+        "entrypoint": "touch",
+        "args": ["canary"],
+        "env": {},
+        "stdout": None,
+        "stderr": None,
+        "local_rank_id": 0,
+    },
+}
+"""A class of a package that we depend on, whose constructor runs a command."""
+OURS = {"class_path": "mmalign.evaluation.ranks.subprocess.Popen", "init_args": {"args": ["touch", "canary"]}}
 HIDDEN = '{"class\\u005fpath": "evil_module.Evil"}'
 
 PLACES: dict[str, tuple[str, Any]] = {
@@ -29,6 +43,16 @@ PLACES: dict[str, tuple[str, Any]] = {
     "settings of a class of ours": ("model.init_args.encoders.audio.init_args.mel", json.dumps(EVIL)),
     "free settings": (f"{IMAGE}.init_args.options.x", POPEN),
     "a list in free settings": (f"{IMAGE}.init_args.options.x", [POPEN]),
+    "a class of torch": (f"{IMAGE}.init_args.options.x", GADGET),
+    "the same in a list of free settings": (f"{IMAGE}.init_args.options", {"x": [GADGET]}),
+    "the same for all free settings": (f"{IMAGE}.init_args.options", GADGET),
+    "the same in a number's place": (f"{IMAGE}.init_args.size", GADGET),
+    "the same in a part's place": ("model.init_args.fusion", GADGET),
+    "what a module of ours imported": (f"{IMAGE}.init_args.options.x", OURS),
+    "with dots in the keys": (
+        f"{IMAGE}.init_args.options",
+        {f"x.{key}": value for key, value in GADGET.items()},
+    ),
     "deep in free settings": (f"{IMAGE}.init_args.options.x", {"y": {"z": EVIL}}),
     "free settings, as JSON": (f"{IMAGE}.init_args.options.x", json.dumps(EVIL)),
     "free settings, as JSON with an escape": (f"{IMAGE}.init_args.options.x", HIDDEN),
@@ -85,3 +109,19 @@ def test_free_settings_may_be_nested() -> None:
     for trusted_only in (False, True):
         config = check_config(read_config(DEBUG, {key: {"a": {"b": 1}}}), trusted_only)
         assert config["model"]["init_args"]["encoders"]["image"]["init_args"]["options"]["nested"] == {"a": {"b": 1}}
+
+
+def test_a_package_that_one_trusts(evil_module: Path) -> None:
+    (evil_module.parent / "my_package.py").write_text(
+        "from mmalign.encoders import TextBytes\nclass Mine(TextBytes): pass\n"
+    )
+    key = "model.init_args.encoders.text.class_path"
+    config = override(read_config(DEBUG), {key: "my_package.Mine"})
+    with pytest.raises(ConfigError, match=r"text\.class_path: 'my_package.Mine' is outside.*--trust my_package"):
+        check_config(config, trusted_only=True)
+    with trusting(["my_package"]):
+        assert check_config(config, trusted_only=True)["model"]["init_args"]["encoders"]["text"]
+        with pytest.raises(ConfigError, match="evil_module"):
+            check_config(override(config, {IMAGE: EVIL}), trusted_only=True)
+    with pytest.raises(ConfigError, match="my_package"):
+        check_config(config, trusted_only=True)
