@@ -112,7 +112,7 @@ def shared_stages(leader: dict[str, Any], follower: dict[str, Any]) -> int:
 
     Nothing but retention may differ in them. A stage is done alike when neither has active methods. The first stage is
     also when no method of the leader acts before there is a past (see Retention.acts_at_once), and the follower has
-    none that the leader lacks, whose state at the end of the stage would be missing.
+    none: what a method has seen by the end of the stage is not handed over.
     """
     differing = differences(leader, follower)
     if any(key.split(".")[0] not in ("arm", "name", "retention", "stages", "sweep") for key in differing):
@@ -122,7 +122,7 @@ def shared_stages(leader: dict[str, Any], follower: dict[str, Any]) -> int:
         if any(not f"{key}.".startswith(f"stages.{name}.retention.") for key in others):
             return count
         leading, following = _active(leader, name), _active(follower, name)
-        idle = count == 0 and following.items() <= leading.items() and not any(map(_acts_at_once, leading.values()))
+        idle = count == 0 and not following and not any(map(_acts_at_once, leading.values()))
         if (leading or following) and not idle:
             return count
     return len(leader["stages"])

@@ -35,6 +35,9 @@ def test_what_is_shared():
     naive, replay = configs["naive", 0], configs["replay", 0]
     assert shared_stages(replay, naive) == 1  # the memory only watches in the first stage
     assert shared_stages(naive, replay) == 0  # what it saw is not in the naive run
+    later = arms(**{"stages.sounds.optimization.learning_rate": 0.5}).configs
+    assert shared_stages(replay, later["replay", 0]) == 0  # its memory would be empty
+    assert shared_stages(replay, later["naive", 0]) == 1
     other = arms(**{"stages.pictures.optimization.learning_rate": 0.5}).configs["naive", 0]
     assert shared_stages(replay, other) == 0
     eager = arms(**{"stages.pictures.retention": None}).configs
