@@ -197,6 +197,8 @@ class Aligner(nn.Module):
         self.fusion = fusion
         if fusion is not None:
             fusion.build(sorted(encoders), dim)
+        self.fixed = {name for name, parameter in self.named_parameters() if not parameter.requires_grad}
+        """Parameters that their own constructors have frozen (sine positions, say): no stage trains them."""
 
     @property
     def modalities(self) -> list[str]:

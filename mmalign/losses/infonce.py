@@ -64,8 +64,7 @@ class InfoNCE(Loss):
             raise ValueError(f"initial_temperature must be positive, not {initial_temperature:g}")
         self.pair = (a, b)
         self.heads = heads
-        self.scale = LogitScale(1 / initial_temperature, max_logit_scale)
-        self.scale.requires_grad_(learn_scale)
+        self.scale = LogitScale(1 / initial_temperature, max_logit_scale, learn_scale)
 
     @property
     def logit_scale(self) -> Float[Tensor, ""]:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 
 class LogitScale(nn.Module):
-    """A learned positive factor with an upper bound: `logit_scale` multiplies similarities.
+    """A positive factor, learned unless it is to be fixed, with an upper bound: `logit_scale` multiplies similarities.
 
     What is learned is its logarithm. Past the bound the value stays there while the gradient goes through unchanged, so
     that the factor can come back, and so that the gradients of several ranks or chunks still add up to the gradient of
@@ -18,8 +18,13 @@ class LogitScale(nn.Module):
     Paper: Radford et al. 2021, Learning Transferable Visual Models From Natural Language Supervision, section 2.5.
     """
 
-    def __init__(self, initial: float, maximum: float = 100.0) -> None:
+    log: Tensor
+
+    def __init__(self, initial: float, maximum: float = 100.0, learned: bool = True) -> None:
         """
+        Args:
+            learned: False makes it a number that no stage trains.
+
         Raises:
             ValueError: `initial` is not in (0, maximum].
         """
@@ -29,7 +34,11 @@ class LogitScale(nn.Module):
                 f"a logit scale starts above 0 and at most at its bound of {maximum:g}, not at {initial:g}"
             )
         self.maximum = maximum
-        self.log = nn.Parameter(torch.tensor(math.log(initial)))
+        log = torch.tensor(math.log(initial))
+        if learned:
+            self.log = nn.Parameter(log)
+        else:
+            self.register_buffer("log", log)
 
     def forward(self) -> Float[Tensor, ""]:
         """The factor, differentiable by its logarithm."""

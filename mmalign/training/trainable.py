@@ -12,6 +12,8 @@ from mmalign.model import FUSED, Aligner
 def freeze_all_but(model: Aligner, trainable: Mapping[str, int | str]) -> None:
     """Set `requires_grad` of every parameter by component globs; the last glob that matches a component counts.
 
+    What a constructor has frozen stays so.
+
     Raises:
         ValueError: a glob matches no component, or asks for more layers than there are.
     """
@@ -23,6 +25,8 @@ def freeze_all_but(model: Aligner, trainable: Mapping[str, int | str]) -> None:
             layers = _layers(component)
             for layer in layers[len(layers) - wanted :]:
                 layer.requires_grad_(True)
+    for name in model.fixed:
+        model.get_parameter(name).requires_grad_(False)
 
 
 def check_trainable(model: Aligner, trainable: Mapping[str, int | str]) -> None:

@@ -43,3 +43,11 @@ def test_evaluation_leaves_the_parameter_alone():
 def test_an_impossible_start_is_refused(initial):
     with pytest.raises(ValueError, match="100"):
         LogitScale(initial)
+
+
+def test_a_fixed_one_is_no_parameter_and_is_saved_all_the_same():
+    fixed = LogitScale(20.0, learned=False).requires_grad_(True)  # as a stage asks of its losses
+    assert not list(fixed.parameters())
+    assert fixed().item() == pytest.approx(20.0)
+    fixed.load_state_dict(LogitScale(30.0).state_dict())
+    assert fixed().item() == pytest.approx(30.0)

@@ -4,9 +4,11 @@ from pathlib import Path
 
 import torch
 
+from mmalign.encoders import TextBytes
 from mmalign.model import Aligner
 from mmalign.training.config import check_config
 from mmalign.training.run import train
+from mmalign.training.trainable import freeze_all_but
 from mmalign.training.yaml_config import read_config
 
 DEBUG = Path(__file__).parents[2] / "configs" / "debug.yaml"
@@ -47,3 +49,12 @@ def test_frozen_parts_are_in_evaluation_mode_in_a_run(tmp_path, monkeypatch):
     for later in statistics[1:]:
         for name, values in later.items():
             torch.testing.assert_close(values, statistics[0][name], rtol=0, atol=0)
+
+
+def test_what_a_constructor_has_frozen_no_stage_trains():
+    text = TextBytes(width=16, depth=2, heads=2, max_length=8)
+    frozen = next(text.layers()[0].parameters()).requires_grad_(False)
+    model = Aligner({"text": text}, dim=8)
+    for trainable in ({}, {"encoder.text": "all"}, {"encoder.text": len(text.layers())}):
+        freeze_all_but(model, trainable)
+        assert [p is frozen for p in model.parameters() if not p.requires_grad] == [True]
