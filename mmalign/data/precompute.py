@@ -3,10 +3,11 @@
 import hashlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -16,14 +17,17 @@ from torch import Tensor
 from mmalign.batch import Values
 from mmalign.data.bound import BoundData
 from mmalign.data.config import ShardData
-from mmalign.data.faults import Limits
+from mmalign.data.faults import Limits, SampleError
 from mmalign.data.features import FeatureCache
 from mmalign.data.variants import VariantBlocks, VariantInfo
 from mmalign.data.workers import ordered
 from mmalign.encoders.base import Encoder
 
-_VERSION = 1
+_VERSION = 2
 _PART_SAMPLES = 1024
+_CHECKED_SAMPLES = 4
+_TOLERANCE = 0.01
+"""Relative distance from what was computed by another device or number of threads."""
 
 
 def open_or_build(
@@ -40,11 +44,16 @@ def open_or_build(
     """The cached outputs of a tower for one modality of a data set, computed now where they are not there yet.
 
     They are computed as in evaluation: no augmentation, the tower in eval mode. An interrupted build goes on where it
-    stopped, in parts of 1,024 samples.
+    stopped, in parts of 1,024 samples. A cache belongs to the tower's class, settings and weights; of one that is found
+    some samples are computed again, because code and libraries can change as well.
 
     Args:
         tower_hash: of its weights; None computes it.
         directory: of all caches; None means SHARDS/features.
+        batch_size: samples that the tower sees at a time; a power of two, or the next one below is taken.
+
+    Raises:
+        ValueError: the cache that is there does not hold what the tower computes; names its folder.
     """
     limits = limits or Limits()
     bound = BoundData.for_modality(data.split, data, modality, tower.preprocess, limits)
@@ -52,6 +61,7 @@ def open_or_build(
         "version": _VERSION,
         "tower": tower_hash or weights_hash(tower),
         "spec": tower.spec,
+        "settings": _settings(tower),
         "members": bound.patterns[modality],
         "shards": bound.samples.sha256,
         "changed": bound.samples.changed,
@@ -61,9 +71,10 @@ def open_or_build(
     }
     digest = hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()[:32]
     directory = Path(data.shards) / "features" if directory is None else Path(directory)
-    if (found := FeatureCache.find(directory, digest)) is not None:
-        return found
     folder = directory / digest
+    if (found := FeatureCache.find(directory, digest)) is not None:
+        _check(found, bound, modality, tower, limits)
+        return found
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(directory / f".{digest}.lock"):  # runs side by side build one cache once: the others wait here
         if (found := FeatureCache.find(directory, digest)) is not None:
@@ -87,6 +98,52 @@ def weights_hash(tower: Encoder) -> str:
     return digest.hexdigest()
 
 
+def _settings(tower: Encoder) -> dict[str, Any]:
+    """What a tower computes with besides its weights: its constructor's arguments, and Hugging Face configurations.
+
+    A folder of a model may hold another configuration than it did. Where it lies and which version of the library read
+    it changes nothing.
+    """
+    held: list[Any] = [getattr(module, "config", None) for module in tower.modules()]
+    configs = {id(config): config for config in held if hasattr(config, "to_json_string")}
+    described = [json.loads(config.to_json_string(use_diff=False)) for config in configs.values()]
+    ignored = ("_name_or_path", "transformers_version")
+    return {
+        "init_args": tower.init_args,
+        "configs": [{key: value for key, value in config.items() if key not in ignored} for config in described],
+    }
+
+
+def _check(cache: FeatureCache, bound: BoundData, modality: str, tower: Encoder, limits: Limits) -> None:
+    """Raise a ValueError unless the rows of some samples are what the tower computes now."""
+    samples = VariantBlocks(bound, modality, tower.preprocess, 1, limits)
+    with _evaluating(tower):
+        for index in sorted({i * (bound.count - 1) // (_CHECKED_SAMPLES - 1) for i in range(_CHECKED_SAMPLES)}):
+            for values, (info,) in samples[index].batches[:1]:
+                try:
+                    cached = cache.row(index, info.number)
+                except SampleError:  # it could not be used when the cache was made
+                    continue
+                distance = float((_pooled(tower, values)[0] - cached).norm() / cached.norm().clamp(min=1e-12))
+                if not distance <= _TOLERANCE:
+                    raise ValueError(
+                        f"{cache.directory} does not hold what the {modality} tower computes: for {info.key} it is "
+                        f"{distance:.0%} off; the tower's code or a library has changed. Delete it to compute it anew"
+                    )
+
+
+@contextmanager
+def _evaluating(tower: Encoder) -> Iterator[None]:
+    modes = {module: module.training for module in tower.modules()}
+    try:
+        with torch.inference_mode():
+            tower.eval()
+            yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
 def _compute(
     bound: BoundData,
     modality: str,
@@ -99,29 +156,22 @@ def _compute(
 ) -> None:
     from tqdm import tqdm
 
-    if _PART_SAMPLES % batch_size:
-        raise ValueError(f"batch_size {batch_size} does not divide {_PART_SAMPLES}")
+    batch_size = min(1 << (batch_size.bit_length() - 1), _PART_SAMPLES)  # so that a batch ends where a part ends
     missing = [i for i, part in enumerate(parts) if not part.exists()]
     blocks = VariantBlocks(bound, modality, tower.preprocess, batch_size, limits)
     per_part = _PART_SAMPLES // batch_size
     wanted = [b for i in missing for b in range(i * per_part, min((i + 1) * per_part, len(blocks)))]
-    modes = {module: module.training for module in tower.modules()}
-    tower.eval()
-    try:
-        results = ordered(blocks, wanted, num_workers)
-        bar = tqdm(total=len(wanted) * batch_size, desc=f"features of {modality}", unit="sample", disable=not progress)
-        with torch.inference_mode(), bar:
-            for i in missing:
-                stop = min((i + 1) * _PART_SAMPLES, bound.count)
-                rows: list[tuple[VariantInfo, np.ndarray]] = []
-                for _ in range(i * per_part, min((i + 1) * per_part, len(blocks))):
-                    for values, infos in next(results).batches:
-                        rows += zip(infos, _pooled(tower, values).numpy(), strict=True)
-                    bar.update(batch_size)
-                _save_part(parts[i], rows, i * _PART_SAMPLES, stop, tower.width)
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
+    results = ordered(blocks, wanted, num_workers)
+    bar = tqdm(total=len(wanted) * batch_size, desc=f"features of {modality}", unit="sample", disable=not progress)
+    with _evaluating(tower), bar:
+        for i in missing:
+            stop = min((i + 1) * _PART_SAMPLES, bound.count)
+            rows: list[tuple[VariantInfo, np.ndarray]] = []
+            for _ in range(i * per_part, min((i + 1) * per_part, len(blocks))):
+                for values, infos in next(results).batches:
+                    rows += zip(infos, _pooled(tower, values).numpy(), strict=True)
+                bar.update(batch_size)
+            _save_part(parts[i], rows, i * _PART_SAMPLES, stop, tower.width)
 
 
 def _pooled(tower: Encoder, values: Values) -> Tensor:
