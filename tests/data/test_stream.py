@@ -249,7 +249,7 @@ def test_cached_features_are_those_of_the_tower(
     assert tower.training
     calls = tower.calls
     again = open_or_build(data, "image", tower, batch_size=16, num_workers=1, progress=False)
-    assert (tower.calls, again.digest) == (calls, cache.digest)
+    assert (tower.calls, again.digest) == (calls + 4, cache.digest)  # four samples are compared
     assert sorted(p.name for p in cache.directory.iterdir()) == ["cache.json", "features.npy", "offsets.npy"]
 
     plain = Stream({"a": (data, 1.0)}, still, 10, 0, "s", 9)
@@ -305,18 +305,33 @@ def test_an_interrupted_feature_build_goes_on(
         assert (resumed.directory / name).read_bytes() == (whole.directory / name).read_bytes()
 
 
+@pytest.mark.parametrize("batch_size", [1, 3, 100])
+def test_any_batch_size_computes_features(
+    preprocess: dict[str, Preprocess], shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batch_size: int
+) -> None:
+    monkeypatch.setattr("mmalign.data.precompute._PART_SAMPLES", 8)
+    data, tower = ShardData(str(shards), modalities={"image": "png"}), Tower(preprocess["image"])
+    plain = open_or_build(data, "image", tower, directory=tmp_path / "4", batch_size=4, progress=False)
+    other = open_or_build(data, "image", tower, directory=tmp_path / "n", batch_size=batch_size, progress=False)
+    assert other.digest == plain.digest
+    assert len(other) == 20
+    for i in range(20):
+        torch.testing.assert_close(other.row(i, 0), plain.row(i, 0))
+
+
 def test_two_runs_at_once_build_a_cache_once(preprocess: dict[str, Preprocess], shards: Path, tmp_path: Path) -> None:
     data = ShardData(str(shards), modalities={"image": "png"})
     towers = [Tower(preprocess["image"]) for _ in range(2)]
     towers[1].load_state_dict(towers[0].state_dict())
 
     def build(tower: Tower) -> str:
-        return open_or_build(data, "image", tower, directory=tmp_path / "features", progress=False).digest
+        return open_or_build(data, "image", tower, None, None, tmp_path / "features", 2, progress=False).digest
 
     with ThreadPoolExecutor(2) as pool:
         digests = list(pool.map(build, towers))
     assert digests[0] == digests[1]
-    assert min(tower.calls for tower in towers) == 0
+    assert max(tower.calls for tower in towers) == 10
+    assert min(tower.calls for tower in towers) <= 4  # at most, it compared some samples
 
 
 def test_limits_apply_to_what_is_drawn(
