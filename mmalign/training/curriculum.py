@@ -66,11 +66,7 @@ class Curriculum:
         self.stage_facts: list[dict[str, Any]] = []
         self.device = torch.device("cpu")
         self.evaluated = False
-        experiment.model.cached = {
-            name
-            for name in experiment.cached
-            if all(wanted_of(stage.trainable, f"encoder.{name}") == "none" for stage in experiment.stages.values())
-        }
+        experiment.model.cached = self._never_trained()
 
     def run(self, loggers: RunLoggers) -> list[Row]:
         """All stages that are not done yet, each followed by an evaluation of every column."""
@@ -84,6 +80,22 @@ class Curriculum:
                 self._save_end(index)
             self._evaluate_unless_done(name, index)
         return self.rows
+
+    def _never_trained(self) -> set[str]:
+        """The modalities of `cached` whose towers no stage trains.
+
+        Raises:
+            ValueError: every stage trains one of the towers, so that its outputs could never be kept.
+        """
+        experiment = self.experiment
+        plans = [self.plan(index) for index in range(1, len(experiment.stages) + 1)] if experiment.cached else []
+        for name in experiment.cached:
+            if all(_trains(plan, name) for plan in plans):
+                raise ValueError(
+                    f"cached: every stage trains the {name} tower; its outputs can only be kept where a stage's "
+                    f'trainable says "encoder.{name}: none", or a retention method freezes it'
+                )
+        return {name for name in experiment.cached if not any(_trains(plan, name) for plan in plans)}
 
     def steps_done(self) -> int | None:
         """Optimizer steps up to the run's newest checkpoint, over all stages; None for a new run."""
@@ -277,7 +289,7 @@ class Curriculum:
 
     def _features(self, plan: StagePlan, sources: dict[str, ShardData]) -> dict[str, dict[str, FeatureCache]]:
         """By data set and modality, the outputs of the towers that this stage leaves as they are."""
-        frozen = [m for m in self.experiment.cached if wanted_of(plan.trainable, f"encoder.{m}") == "none"]
+        frozen = [name for name in self.experiment.cached if not _trains(plan, name)]
         towers = {name: self.experiment.model.tower(name) for name in frozen}
         hashes = {name: weights_hash(tower) for name, tower in towers.items()}
         limits = self.experiment.limits
@@ -320,3 +332,7 @@ class Curriculum:
             use_distributed_sampler=False,
             num_sanity_val_steps=0,
         ), cost
+
+
+def _trains(plan: StagePlan, modality: str) -> bool:
+    return wanted_of(plan.trainable, f"encoder.{modality}") != "none"

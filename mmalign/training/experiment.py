@@ -28,7 +28,7 @@ class Stage:
         samples: samples drawn; rounded up to whole steps.
         trainable: component glob -> "all", "none", or how many of its last layers are trained. Components are
             "encoder.NAME", "projection.NAME" and "fusion"; the last glob that matches counts; without one, all is
-            trained.
+            trained. 0 layers are "none".
         optimization: learning rates, weight decay, warm-up, schedule, clipping.
         retention: the methods that are active, each with the weight of its penalties; None means all, at weight 1.
         least_squares: before its first step the model's computed heads (see Aligner) are fitted on these of its data.
@@ -113,7 +113,8 @@ class Experiment:
             the run, which costs no training (see WiSE).
         sources: by directory, the data sets that are built first where their directory does not exist.
         cached: modalities whose tower's outputs are computed once and kept beside the shards, in every stage that does
-            not train the tower. Their inputs are then not augmented.
+            not train the tower. Their inputs are then not augmented. Evaluators use them, too, where no stage trains
+            the tower. A modality whose tower every stage trains is refused.
         arm: what is compared: runs of one arm differ in their seed only. `mmalign compare` sets it.
         seed: of everything that is random.
         initial_checkpoint: a checkpoint of an earlier run, whose model and losses this run starts from.
