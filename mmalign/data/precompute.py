@@ -20,7 +20,7 @@ from mmalign.data.config import ShardData
 from mmalign.data.faults import Limits, SampleError
 from mmalign.data.features import FeatureCache
 from mmalign.data.variants import VariantBlocks, VariantInfo
-from mmalign.data.workers import ordered
+from mmalign.data.workers import ordered, worth_starting
 from mmalign.encoders.base import Encoder
 
 _VERSION = 2
@@ -51,6 +51,7 @@ def open_or_build(
         tower_hash: of its weights; None computes it.
         directory: of all caches; None means SHARDS/features.
         batch_size: samples that the tower sees at a time; a power of two, or the next one below is taken.
+        num_workers: processes that read and decode, at most: few samples are read in this one.
 
     Raises:
         ValueError: the cache that is there does not hold what the tower computes; names its folder.
@@ -161,7 +162,7 @@ def _compute(
     blocks = VariantBlocks(bound, modality, tower.preprocess, batch_size, limits)
     per_part = _PART_SAMPLES // batch_size
     wanted = [b for i in missing for b in range(i * per_part, min((i + 1) * per_part, len(blocks)))]
-    results = ordered(blocks, wanted, num_workers)
+    results = ordered(blocks, wanted, worth_starting(num_workers, len(wanted) * batch_size))
     bar = tqdm(total=len(wanted) * batch_size, desc=f"features of {modality}", unit="sample", disable=not progress)
     with _evaluating(tower), bar:
         for i in missing:

@@ -9,13 +9,14 @@ import lightning as L
 import torch
 from torch import nn
 
-from mmalign.data.config import ShardData
+from mmalign.data.config import Reading, ShardData
 from mmalign.data.faults import QuarantineLog
 from mmalign.data.features import FeatureCache
 from mmalign.data.index import ShardSet
 from mmalign.data.loader import StageLoader
 from mmalign.data.precompute import open_or_build, weights_hash
 from mmalign.data.stream import Stream
+from mmalign.data.workers import workers_per_process
 from mmalign.evaluation.base import Moment
 from mmalign.evaluation.run import evaluate_all
 from mmalign.evaluation.table import Row, read_rows, write_rows
@@ -66,7 +67,10 @@ class Curriculum:
         self.stage_facts: list[dict[str, Any]] = []
         self.device = torch.device("cpu")
         self.evaluated = False
-        experiment.model.cached = self._never_trained()
+        workers = experiment.runtime.workers
+        workers = workers_per_process(experiment.runtime.devices) if workers is None else workers
+        self.reading = Reading(experiment.limits, workers, self._never_trained())
+        experiment.model.reading = self.reading
 
     def run(self, loggers: RunLoggers) -> list[Row]:
         """All stages that are not done yet, each followed by an evaluation of every column."""
@@ -81,7 +85,7 @@ class Curriculum:
             self._evaluate_unless_done(name, index)
         return self.rows
 
-    def _never_trained(self) -> set[str]:
+    def _never_trained(self) -> frozenset[str]:
         """The modalities of `cached` whose towers no stage trains.
 
         Raises:
@@ -95,7 +99,7 @@ class Curriculum:
                     f"cached: every stage trains the {name} tower; its outputs can only be kept where a stage's "
                     f'trainable says "encoder.{name}: none", or a retention method freezes it'
                 )
-        return {name for name in experiment.cached if not any(_trains(plan, name) for plan in plans)}
+        return frozenset(name for name in experiment.cached if not any(_trains(plan, name) for plan in plans))
 
     def steps_done(self) -> int | None:
         """Optimizer steps up to the run's newest checkpoint, over all stages; None for a new run."""
@@ -251,7 +255,7 @@ class Curriculum:
         trainer, cost = self._trainer(plan, stage, experiment.max_fault_share * samples)
         with self.quarantine.reported():
             stream = self._stream(plan, trainer.world_size, trainer.global_rank)
-        loader = StageLoader(stream, workers=runtime.workers)
+        loader = StageLoader(stream, workers=self.reading.workers)
         module.train()  # Lightning leaves the modes as they are
         started = time.perf_counter()
         trainer.fit(module, loader, ckpt_path=None if mid_stage is None else str(mid_stage), weights_only=True)
@@ -283,7 +287,7 @@ class Curriculum:
             steps=plan.steps,
             rank=rank,
             world=world,
-            limits=self.experiment.limits,
+            limits=self.reading.limits,
             features=self._features(plan, {name: data for name, (data, _) in sources.items()}),
         )
 
@@ -292,10 +296,10 @@ class Curriculum:
         frozen = [name for name in self.experiment.cached if not _trains(plan, name)]
         towers = {name: self.experiment.model.tower(name) for name in frozen}
         hashes = {name: weights_hash(tower) for name, tower in towers.items()}
-        limits = self.experiment.limits
+        limits, workers = self.reading.limits, self.reading.workers
         return {
             source: {
-                name: open_or_build(data, name, tower, hashes[name], limits)
+                name: open_or_build(data, name, tower, hashes[name], limits, num_workers=workers)
                 for name, tower in towers.items()
                 if data.modalities is None or name in data.modalities
             }

@@ -64,7 +64,9 @@ class Runtime:
 
     Attributes:
         accelerator, devices, num_nodes, precision: as in lightning.Trainer.
-        workers: processes that read and decode, per rank; 0 decodes in the training process.
+        workers: processes that read and decode, per rank, for stages, evaluations and feature caches; 0 decodes in the
+            training process. None takes the cores that it may use, divided by `devices`, less one: from 1 to 8. Each
+            keeps up to two batches in memory.
         threads: of torch, in the training process; None leaves torch's choice.
         chunk_size: gradient caching: the towers see this many samples at a time, the loss sees the whole batch, and
             the gradients are those of the whole batch. None turns it off. This is also how to accumulate gradients:
@@ -84,7 +86,7 @@ class Runtime:
     devices: int = 1
     num_nodes: int = 1
     precision: Literal["32-true", "bf16-mixed", "16-mixed", "64-true"] = "32-true"
-    workers: int = 1
+    workers: int | None = None
     threads: int | None = None
     chunk_size: int | None = None
     recompute: bool = True
