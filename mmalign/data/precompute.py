@@ -19,11 +19,12 @@ from mmalign.data.bound import BoundData
 from mmalign.data.config import ShardData
 from mmalign.data.faults import Limits, SampleError
 from mmalign.data.features import FeatureCache
+from mmalign.data.sample import SampleInfo
 from mmalign.data.variants import VariantBlocks, VariantInfo
 from mmalign.data.workers import ordered, worth_starting
 from mmalign.encoders.base import Encoder
 
-_VERSION = 2
+_VERSION = 3
 _PART_SAMPLES = 1024
 _CHECKED_SAMPLES = 4
 _TOLERANCE = 0.01
@@ -82,8 +83,8 @@ def open_or_build(
             return found
         parts = [folder / f"part-{start:010d}.npz" for start in range(0, bound.count, _PART_SAMPLES)]
         _compute(bound, modality, tower, limits, parts, batch_size, num_workers, progress)
-        _merge(folder, parts, tower.width)
-        described = json.dumps(depends | {"digest": digest, "width": tower.width}).encode()
+        kinds = _merge(folder, parts, tower.width)
+        described = json.dumps(depends | {"digest": digest, "width": tower.width, "variants": kinds}).encode()
         _write(folder / "cache.json", lambda file: file.write(described))
         for part in parts:
             part.unlink(missing_ok=True)
@@ -168,11 +169,14 @@ def _compute(
         for i in missing:
             stop = min((i + 1) * _PART_SAMPLES, bound.count)
             rows: list[tuple[VariantInfo, np.ndarray]] = []
+            samples: dict[int, SampleInfo] = {}
             for _ in range(i * per_part, min((i + 1) * per_part, len(blocks))):
-                for values, infos in next(results).batches:
+                block = next(results)
+                for values, infos in block.batches:
                     rows += zip(infos, _pooled(tower, values).numpy(), strict=True)
+                samples |= block.samples
                 bar.update(batch_size)
-            _save_part(parts[i], rows, i * _PART_SAMPLES, stop, tower.width)
+            _save_part(parts[i], rows, samples, i * _PART_SAMPLES, stop, tower.width)
 
 
 def _pooled(tower: Encoder, values: Values) -> Tensor:
@@ -182,30 +186,65 @@ def _pooled(tower: Encoder, values: Values) -> Tensor:
     return tower(values.values, values.mask).pooled.float().cpu()
 
 
-def _save_part(path: Path, rows: list[tuple[VariantInfo, np.ndarray]], start: int, stop: int, width: int) -> None:
-    """Variants that could not be used leave a row of NaN where later ones of the sample could."""
-    counts = np.zeros(stop - start, dtype=np.int64)
-    for info, _ in rows:
-        counts[info.sample - start] = max(counts[info.sample - start], info.number + 1)
-    firsts = np.concatenate([[0], np.cumsum(counts)])
+def _save_part(
+    path: Path,
+    rows: list[tuple[VariantInfo, np.ndarray]],
+    samples: dict[int, SampleInfo],
+    start: int,
+    stop: int,
+    width: int,
+) -> None:
+    """Variants that could not be used leave a row of NaN; samples that could not be read have none."""
+    infos = [samples.get(index) for index in range(start, stop)]
+    firsts = np.cumsum([0, *(len(info.variants) if info is not None else 0 for info in infos)])
     features = np.full((int(firsts[-1]), width), np.nan, dtype=np.float32)
     for info, row in rows:
         features[firsts[info.sample - start] + info.number] = row
-    _write(path, lambda file: np.savez(file, counts=counts, features=features))
+    described = json.dumps([None if info is None else asdict(info) for info in infos]).encode()
+    _write(path, lambda file: np.savez(file, features=features, samples=np.frombuffer(described, np.uint8)))
 
 
-def _merge(folder: Path, parts: list[Path], width: int) -> None:
-    counts = [_load(part, "counts") for part in parts]
-    offsets = np.concatenate([[0], np.cumsum(np.concatenate(counts))]).astype(np.int64)
+def _merge(folder: Path, parts: list[Path], width: int) -> list[tuple[str, str]]:
+    """Write the arrays of a FeatureCache; returns the kinds of variants that they refer to by number."""
+    kinds: dict[tuple[str, str], int] = {}
+    sizes, variants = [np.zeros((2, 1), dtype=np.int64)], [np.zeros(0, dtype=np.int32)]
+    for part in parts:
+        infos = _infos(part)
+        numbers = [[] if i is None else [kinds.setdefault(kind, len(kinds)) for kind in i.variants] for i in infos]
+        sizes.append(np.array([[len(some) for some in numbers], [len(_text(info)) for info in infos]]))
+        variants.append(np.array([number for some in numbers for number in some], dtype=np.int32))
+    offsets = np.cumsum(np.concatenate(sizes, axis=1), axis=1)
 
     def write_features(file: BinaryIO) -> None:
-        description = {"descr": "<f4", "fortran_order": False, "shape": (int(offsets[-1]), width)}
+        description = {"descr": "<f4", "fortran_order": False, "shape": (int(offsets[0, -1]), width)}
         np.lib.format.write_array_header_1_0(file, description)
         for part in parts:
             file.write(_load(part, "features").tobytes())
 
+    def write_samples(file: BinaryIO) -> None:
+        description = {"descr": "|u1", "fortran_order": False, "shape": (int(offsets[1, -1]),)}
+        np.lib.format.write_array_header_1_0(file, description)
+        for part in parts:
+            file.write(b"".join(map(_text, _infos(part))))
+
     _write(folder / "features.npy", write_features)
+    _write(folder / "samples.npy", write_samples)
+    _write(folder / "variants.npy", lambda file: np.save(file, np.concatenate(variants)))
     _write(folder / "offsets.npy", lambda file: np.save(file, offsets))
+    return list(kinds)
+
+
+def _text(info: SampleInfo | None) -> bytes:
+    """As FeatureCache.sample reads it."""
+    return b"" if info is None else f"{info.key}\0{info.group}".encode("utf-8", "surrogatepass")
+
+
+def _infos(part: Path) -> list[SampleInfo | None]:
+    described = json.loads(_load(part, "samples").tobytes())
+    return [
+        None if info is None else SampleInfo(info["key"], info["group"], [(n, c) for n, c in info["variants"]])
+        for info in described
+    ]
 
 
 def _load(part: Path, name: str) -> np.ndarray:
