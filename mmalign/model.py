@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mmalign.batch import Batch, Embeddings, Tokens, Values
+from mmalign.data.config import Reading
 from mmalign.encoders.base import Encoder
 from mmalign.encoders.text_causal import CausalLanguageModel
 from mmalign.fusion.base import Fusion
@@ -167,8 +168,8 @@ class Aligner(nn.Module):
                 raise ValueError(f"model.encoders: {name!r} cannot be a modality's name")
         self.dim = dim
         self.length_buckets = length_buckets
-        self.cached: set[str] = set()
-        """Modalities whose towers never change in this run: evaluators may keep their outputs on disk."""
+        self.reading = Reading()
+        """How evaluators read data for this model; a run sets it."""
         self.encoders = nn.ModuleDict(encoders)
         self.least_squares = least_squares
         sides: dict[str, Literal["source", "target"]] = {}

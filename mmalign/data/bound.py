@@ -7,8 +7,8 @@ from typing import Any
 from mmalign.data.config import ShardData, suggestion
 from mmalign.data.faults import Fault, Limits, SampleError
 from mmalign.data.order import keyed_hash
-from mmalign.data.sample import DEFAULT_MEMBERS, RawSample
-from mmalign.data.select import group_of, variants_in
+from mmalign.data.sample import DEFAULT_MEMBERS, RawSample, SampleInfo
+from mmalign.data.select import variants_in
 from mmalign.data.shardset import ShardSet
 from mmalign.encoders.base import Preprocess
 
@@ -94,12 +94,16 @@ class BoundData:
             return opened
         return replace(opened, data=data, patterns={modality: data.modalities.get(modality, "")})
 
-    def key(self, sample: RawSample) -> str:
+    def key(self, sample: RawSample | SampleInfo) -> str:
         return f"{self.name}/{sample.key}"
 
-    def group(self, sample: RawSample, limits: Limits) -> int:
-        """A number of 63 bits, the same for samples of the data set that are positives of each other."""
-        return keyed_hash("group", self.name, group_of(sample, limits), bits=63)
+    def group(self, group: str) -> int:
+        """A number of 63 bits, the same for samples of the data set that are positives of each other.
+
+        Args:
+            group: of the sample; see `mmalign.data.select.group_of`.
+        """
+        return keyed_hash("group", self.name, group, bits=63)
 
     @property
     def known_faults(self) -> list[Fault]:

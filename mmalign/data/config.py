@@ -6,6 +6,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from mmalign.data.faults import Limits
+
 # One letter before the colon would be a drive; longer ones are schemes: pipe:, file:, gs:, https:, hf: …
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:")
 
@@ -70,3 +72,18 @@ def suggestion(name: str, known: list[str]) -> str:
     """The end of an error message about an unknown name: "; did you mean …? There are …"."""
     close = difflib.get_close_matches(name, known, n=1)
     return (f"; did you mean {close[0]!r}?" if close else ";") + f" There are {json.dumps(known, ensure_ascii=False)}"
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How a run reads data: its stages and its evaluators alike, so that both share one feature cache.
+
+    Attributes:
+        limits: what counts as an unusable sample.
+        workers: processes that read and decode, at most.
+        cached: modalities whose towers never change in this run: evaluators may keep their outputs on disk.
+    """
+
+    limits: Limits = Limits()  # noqa: RUF009 (frozen)
+    workers: int = 0
+    cached: frozenset[str] = frozenset()

@@ -30,6 +30,21 @@ class Variant:
 
 
 @dataclass(frozen=True)
+class SampleInfo:
+    """What is known of a sample for one modality, without the contents of its members.
+
+    Attributes:
+        key: its own, without the data set's name.
+        group: see RawSample.
+        variants: (name, language) of each, in the order of RawSample.variants.
+    """
+
+    key: str
+    group: str
+    variants: list[tuple[str, str]]
+
+
+@dataclass(frozen=True)
 class RawSample:
     """Members of one sample by extension, undecoded, in the order of the tar: {"png": …, "txt": …, "json": …}.
 

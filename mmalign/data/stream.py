@@ -16,7 +16,8 @@ from mmalign.data.config import ShardData
 from mmalign.data.faults import Limits, SampleError
 from mmalign.data.features import FeatureCache
 from mmalign.data.order import KeyedGenerator, Mixture, keyed_hash, permute
-from mmalign.data.select import variants_in
+from mmalign.data.sample import SampleInfo
+from mmalign.data.select import group_of, variants_in
 from mmalign.encoders.base import Preprocess
 
 _REPLACEMENTS = 16
@@ -48,7 +49,8 @@ class Stream(Dataset):
         steps: length of the stream.
         rank, world: this process draws rows [rank, rank + 1) * batch_size / world.
         limits: what counts as an unusable sample.
-        features: by data set and modality, cached outputs that are used in place of values.
+        features: by data set and modality, cached outputs that are used in place of values. Of a data set with all its
+            modalities among them nothing is read.
 
     Raises:
         FileNotFoundError, ValueError: the settings or the data do not allow it; before anything is decoded.
@@ -158,14 +160,21 @@ class Stream(Dataset):
         ) from error
 
     def _row(self, data: BoundData, index: int, epoch: int) -> _Row:
+        if known := self._known(data, index):
+            info = next(iter(known.values()))
+            row = _Row(data.key(info), data.group(info.group), data)
+            for modality, info in known.items():
+                if info.variants:
+                    _, picked = self._pick(epoch, row.key, modality, len(info.variants))
+                    row.values[modality] = self.features[data.name][modality].row(index, picked)
+            return row
         sample = data.samples.read(index)
-        row = _Row(data.key(sample), data.group(sample, self.limits), data)
+        row = _Row(data.key(sample), data.group(group_of(sample, self.limits)), data)
         for modality, pattern in data.patterns.items():
             variants = variants_in(sample, pattern, self.limits)
             if not variants:
                 continue
-            generator = self._generator.at(self.seed, self.stage, epoch, row.key, modality)
-            picked = int(generator.integers(len(variants)))
+            generator, picked = self._pick(epoch, row.key, modality, len(variants))
             if (cache := self.features.get(data.name, {}).get(modality)) is not None:
                 row.values[modality] = cache.row(index, picked)
             else:
@@ -175,6 +184,22 @@ class Stream(Dataset):
                 f"none of the modalities {list(data.patterns)}; members {sorted(sample.members)}", "select"
             )
         return row
+
+    def _known(self, data: BoundData, index: int) -> dict[str, SampleInfo]:
+        """By modality, what the caches hold of a sample; empty unless that is all that a row needs."""
+        caches = self.features.get(data.name, {})
+        known: dict[str, SampleInfo] = {}
+        for modality in data.patterns:
+            info = caches[modality].sample(index) if modality in caches else None
+            if info is None:
+                return {}
+            known[modality] = info
+        return known if any(info.variants for info in known.values()) else {}
+
+    def _pick(self, epoch: int, key: str, modality: str, variants: int) -> tuple[np.random.Generator, int]:
+        """Which of its variants stands for a modality, and the generator for the augmentation that follows."""
+        generator = self._generator.at(self.seed, self.stage, epoch, key, modality)
+        return generator, int(generator.integers(variants))
 
     def _batch(self, rows: list[_Row], faults: list[dict[str, Any]]) -> Batch:
         modalities = {}

@@ -12,7 +12,8 @@ from mmalign.data.collate import collate, collate_features, prepare
 from mmalign.data.config import ShardData
 from mmalign.data.faults import Fault, Limits, SampleError
 from mmalign.data.features import FeatureCache
-from mmalign.data.select import variants_in
+from mmalign.data.sample import SampleInfo, Variant
+from mmalign.data.select import group_of, variants_in
 from mmalign.data.workers import ordered
 from mmalign.encoders.base import Preprocess
 
@@ -40,11 +41,12 @@ class VariantInfo:
 
 @dataclass
 class Block:
-    """What a worker makes of some consecutive samples."""
+    """What a worker makes of some consecutive samples; `samples` are those that could be read."""
 
     batches: list[tuple[Values, list[VariantInfo]]] = field(default_factory=list)
     faults: list[Fault] = field(default_factory=list)
     missing: int = 0
+    samples: dict[int, SampleInfo] = field(default_factory=dict)
 
 
 class VariantLoader:
@@ -63,7 +65,7 @@ class VariantLoader:
         num_workers: processes that read; 0 reads in this one.
         limits: what counts as unusable.
         name: of the data set: stands in keys and faults.
-        features: cached outputs that are used in place of values.
+        features: cached outputs that are used in place of values; nothing is read.
         rank, world: this process reads every `world`-th block of samples; all ranks together read each once.
     """
 
@@ -133,25 +135,30 @@ class VariantBlocks(Dataset):
         return block
 
     def _variants(self, index: int, block: Block) -> Iterator[tuple[Tensor, VariantInfo]]:
-        data = self.data
-        try:
-            sample = data.samples.read(index)
-            group = data.group(sample, self.limits)
-            variants = variants_in(sample, self.pattern, self.limits)
-        except SampleError as error:
-            block.faults.append(data.samples.fault(index, error, data.name))
-            return
-        block.missing += not variants
-        for i, variant in enumerate(variants):
+        data, features = self.data, self.features
+        info = None if features is None else features.sample(index)
+        variants: list[Variant] = []
+        if info is None:
             try:
-                if self.features is not None:
-                    row = self.features.row(index, i)
+                sample = data.samples.read(index)
+                group = group_of(sample, self.limits)
+                variants = variants_in(sample, self.pattern, self.limits)
+            except SampleError as error:
+                block.faults.append(data.samples.fault(index, error, data.name))
+                return
+            info = SampleInfo(sample.key, group, [(variant.name, variant.language) for variant in variants])
+        block.samples[index] = info
+        block.missing += not info.variants
+        for i, (name, language) in enumerate(info.variants):
+            try:
+                if features is not None:
+                    row = features.row(index, i)
                 else:
-                    row = prepare(self.preprocess, variant, self.limits, None)
+                    row = prepare(self.preprocess, variants[i], self.limits, None)
             except SampleError as error:
                 block.faults.append(data.samples.fault(index, error, data.name))
                 continue
-            yield row, VariantInfo(index, data.key(sample), group, variant.language, variant.name, i)
+            yield row, VariantInfo(index, data.key(info), data.group(info.group), language, name, i)
 
     def _values(self, rows: list[Tensor]) -> Values:
         if self.features is not None:

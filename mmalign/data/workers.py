@@ -10,8 +10,23 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+_MOST_WORKERS = 8
+_SAMPLES_PER_WORKER = 512
 _SECONDS_AFTER_SIGTERM = 30
 _SECONDS_UNTIL_REAPED = 0.5
+
+
+def workers_per_process(processes: int = 1) -> int:
+    """How many workers each of so many training processes on this machine should have: its share of the cores that this
+    process may use, less one that trains; at least 1 and at most 8.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(max(cores // max(processes, 1) - 1, 1), _MOST_WORKERS)
+
+
+def worth_starting(workers: int, samples: int) -> int:
+    """At most one worker for every 512 samples: it takes about as long to start as these to read and decode."""
+    return min(workers, samples // _SAMPLES_PER_WORKER)
 
 
 def ordered(dataset: Dataset, items: Sequence[int], workers: int, prefetch: int = 2) -> Iterator[Any]:

@@ -1,8 +1,11 @@
 """The contract of encoders, and of the preprocessing that each of them owns."""
 
+import inspect
 import json
 from abc import abstractmethod
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, is_dataclass
+from enum import Enum
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -100,7 +103,23 @@ class Encoder(nn.Module):
 
     A subclass sets `preprocess`, `width` (of `pooled` and `sequence`) and `axis` through this constructor, and
     implements `forward`. In evaluation mode the embedding of a sample must not depend on its neighbours in the batch.
+
+    Attributes:
+        init_args: arguments of the constructor, defaults included, as JSON-able values; what is no plain value stands
+            there as its class. Settings that add no parameter (heads, pooling) decide what a tower computes, too.
     """
+
+    init_args: dict[str, Any]
+
+    def __new__(cls, *given: Any, **named: Any) -> "Encoder":
+        tower = super().__new__(cls)
+        try:
+            bound = inspect.signature(cls.__init__).bind_partial(tower, *given, **named)  # a copy is made without any
+        except TypeError:  # the constructor, which is called next, says better what is wrong
+            return tower
+        bound.apply_defaults()
+        tower.init_args = {name: _plain(value) for name, value in list(bound.arguments.items())[1:]}
+        return tower
 
     def __init__(self, preprocess: Preprocess, width: int, axis: Axis) -> None:
         super().__init__()
@@ -120,3 +139,21 @@ class Encoder(nn.Module):
     def spec(self) -> dict[str, Any]:
         """Preprocessing, axis and width: what a reader of a checkpoint needs to feed this tower."""
         return {"preprocess": self.preprocess.spec, "axis": asdict(self.axis), "width": self.width}
+
+
+def _plain(value: Any) -> Any:
+    if value is None or isinstance(value, str | int | float | bool):
+        return value
+    if isinstance(value, Path | Enum | torch.dtype):
+        return str(value)
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if is_dataclass(value) and not isinstance(value, type):
+        return {"class": _name(type(value))} | {key: _plain(item) for key, item in vars(value).items()}
+    return _name(value if hasattr(value, "__qualname__") else type(value))
+
+
+def _name(named: Any) -> str:
+    return f"{named.__module__}.{named.__qualname__}"

@@ -13,6 +13,7 @@ from mmalign.data.faults import report_faults
 from mmalign.data.precompute import open_or_build
 from mmalign.data.sample import DEFAULT_MEMBERS
 from mmalign.data.variants import VariantInfo, VariantLoader
+from mmalign.data.workers import worth_starting
 from mmalign.evaluation.ranks import first_rank_first, gather_objects, rank_and_world
 
 if TYPE_CHECKING:
@@ -92,26 +93,32 @@ def embed_modality(
     modality: str,
     batch_size: int = 64,
     dataset: str = "",
-    workers: int = 0,
+    workers: int | None = None,
     pooled: bool = False,
 ) -> Embedded:
     """Every variant of one modality. Ranks share the work, and each gets all rows, each once.
 
     Args:
         dataset: stands before every key; "" means the split's name.
-        workers: processes that read and decode.
+        workers: processes that read and decode; None takes those of the run (see Aligner.reading), but none for what
+            is read from a feature cache, nor for data sets so small that starting them takes longer.
         pooled: keep the tower's own outputs as well.
     """
     rank, world = rank_and_world()
     device = device_of(model)
     data = replace(data, modalities={modality: bound_modalities(model, data)[modality]})
-    tower = model.tower(modality)
+    tower, reading = model.tower(modality), model.reading
     features = None
-    if modality in model.cached:
-        features = first_rank_first(lambda: open_or_build(data, modality, tower, batch_size=batch_size))
+    if modality in reading.cached:
+        most = reading.workers if workers is None else workers
+        features = first_rank_first(
+            lambda: open_or_build(data, modality, tower, limits=reading.limits, batch_size=batch_size, num_workers=most)
+        )
     loader = VariantLoader(
-        data, modality, tower.preprocess, batch_size, workers, name=dataset, features=features, rank=rank, world=world
+        data, modality, tower.preprocess, batch_size, workers or 0, reading.limits, dataset, features, rank, world
     )
+    if workers is None and features is None:
+        loader.num_workers = worth_starting(reading.workers, loader.samples // world)
     vectors, outputs, infos = [torch.zeros(0, model.dim)], [torch.zeros(0, tower.width)], []
     for values, batch_infos in loader:
         values = values.to(device)

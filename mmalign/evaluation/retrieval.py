@@ -46,7 +46,8 @@ class Retrieval(Evaluator):
         main_direction: of the column's main score; None means "image->text", or the first direction if there is none.
         main_metric: of the column's main score.
         batch_size: rows that a tower sees at a time.
-        workers: processes that read and decode.
+        workers: processes that read and decode; None takes as many as the stages (`runtime.workers`), and fewer or none
+            for small data sets: one for every 512 samples.
         examples_per_direction: queries kept in `examples`, half of them successes.
 
     Attributes (of the last evaluation):
@@ -65,7 +66,7 @@ class Retrieval(Evaluator):
         main_direction: str | None = None,
         main_metric: str = "R@1",
         batch_size: int = 64,
-        workers: int = 0,
+        workers: int | None = None,
         examples_per_direction: int = 6,
     ) -> None:
         for direction in [*(directions or []), *([main_direction] if main_direction else [])]:

@@ -59,7 +59,8 @@ class Retention:
     Order of calls in a stage: `prepare` (before the data is opened), `begin` (before the first step; also after a
     resume, with the model as it stood when the stage began), then per step `penalty`, `after_step`; then `end`, in
     reverse order of the methods, so that the first one listed encloses the others. All of them are deterministic
-    functions of configuration, weights and data, so that a run that was killed repeats them.
+    functions of configuration, weights and data, so that a run that was killed repeats them. `prepare` may also be
+    called for all stages before the first one begins, to see which towers are never trained.
 
     Attributes:
         name: under which the configuration lists it; the run sets it.

@@ -9,13 +9,14 @@ import lightning as L
 import torch
 from torch import nn
 
-from mmalign.data.config import ShardData
+from mmalign.data.config import Reading, ShardData
 from mmalign.data.faults import QuarantineLog
 from mmalign.data.features import FeatureCache
 from mmalign.data.index import ShardSet
 from mmalign.data.loader import StageLoader
 from mmalign.data.precompute import open_or_build, weights_hash
 from mmalign.data.stream import Stream
+from mmalign.data.workers import workers_per_process
 from mmalign.evaluation.base import Moment
 from mmalign.evaluation.run import evaluate_all
 from mmalign.evaluation.table import Row, read_rows, write_rows
@@ -66,11 +67,10 @@ class Curriculum:
         self.stage_facts: list[dict[str, Any]] = []
         self.device = torch.device("cpu")
         self.evaluated = False
-        experiment.model.cached = {
-            name
-            for name in experiment.cached
-            if all(wanted_of(stage.trainable, f"encoder.{name}") == "none" for stage in experiment.stages.values())
-        }
+        workers = experiment.runtime.workers
+        workers = workers_per_process(experiment.runtime.devices) if workers is None else workers
+        self.reading = Reading(experiment.limits, workers, self._never_trained())
+        experiment.model.reading = self.reading
 
     def run(self, loggers: RunLoggers) -> list[Row]:
         """All stages that are not done yet, each followed by an evaluation of every column."""
@@ -84,6 +84,22 @@ class Curriculum:
                 self._save_end(index)
             self._evaluate_unless_done(name, index)
         return self.rows
+
+    def _never_trained(self) -> frozenset[str]:
+        """The modalities of `cached` whose towers no stage trains.
+
+        Raises:
+            ValueError: every stage trains one of the towers, so that its outputs could never be kept.
+        """
+        experiment = self.experiment
+        plans = [self.plan(index) for index in range(1, len(experiment.stages) + 1)] if experiment.cached else []
+        for name in experiment.cached:
+            if all(_trains(plan, name) for plan in plans):
+                raise ValueError(
+                    f"cached: every stage trains the {name} tower; its outputs can only be kept where a stage's "
+                    f'trainable says "encoder.{name}: none", or a retention method freezes it'
+                )
+        return frozenset(name for name in experiment.cached if not any(_trains(plan, name) for plan in plans))
 
     def steps_done(self) -> int | None:
         """Optimizer steps up to the run's newest checkpoint, over all stages; None for a new run."""
@@ -239,7 +255,7 @@ class Curriculum:
         trainer, cost = self._trainer(plan, stage, experiment.max_fault_share * samples)
         with self.quarantine.reported():
             stream = self._stream(plan, trainer.world_size, trainer.global_rank)
-        loader = StageLoader(stream, workers=runtime.workers)
+        loader = StageLoader(stream, workers=self.reading.workers)
         module.train()  # Lightning leaves the modes as they are
         started = time.perf_counter()
         trainer.fit(module, loader, ckpt_path=None if mid_stage is None else str(mid_stage), weights_only=True)
@@ -271,19 +287,19 @@ class Curriculum:
             steps=plan.steps,
             rank=rank,
             world=world,
-            limits=self.experiment.limits,
+            limits=self.reading.limits,
             features=self._features(plan, {name: data for name, (data, _) in sources.items()}),
         )
 
     def _features(self, plan: StagePlan, sources: dict[str, ShardData]) -> dict[str, dict[str, FeatureCache]]:
         """By data set and modality, the outputs of the towers that this stage leaves as they are."""
-        frozen = [m for m in self.experiment.cached if wanted_of(plan.trainable, f"encoder.{m}") == "none"]
+        frozen = [name for name in self.experiment.cached if not _trains(plan, name)]
         towers = {name: self.experiment.model.tower(name) for name in frozen}
         hashes = {name: weights_hash(tower) for name, tower in towers.items()}
-        limits = self.experiment.limits
+        limits, workers = self.reading.limits, self.reading.workers
         return {
             source: {
-                name: open_or_build(data, name, tower, hashes[name], limits)
+                name: open_or_build(data, name, tower, hashes[name], limits, num_workers=workers)
                 for name, tower in towers.items()
                 if data.modalities is None or name in data.modalities
             }
@@ -320,3 +336,7 @@ class Curriculum:
             use_distributed_sampler=False,
             num_sanity_val_steps=0,
         ), cost
+
+
+def _trains(plan: StagePlan, modality: str) -> bool:
+    return wanted_of(plan.trainable, f"encoder.{modality}") != "none"

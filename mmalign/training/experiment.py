@@ -28,7 +28,7 @@ class Stage:
         samples: samples drawn; rounded up to whole steps.
         trainable: component glob -> "all", "none", or how many of its last layers are trained. Components are
             "encoder.NAME", "projection.NAME" and "fusion"; the last glob that matches counts; without one, all is
-            trained.
+            trained. 0 layers are "none".
         optimization: learning rates, weight decay, warm-up, schedule, clipping.
         retention: the methods that are active, each with the weight of its penalties; None means all, at weight 1.
         least_squares: before its first step the model's computed heads (see Aligner) are fitted on these of its data.
@@ -64,7 +64,9 @@ class Runtime:
 
     Attributes:
         accelerator, devices, num_nodes, precision: as in lightning.Trainer.
-        workers: processes that read and decode, per rank; 0 decodes in the training process.
+        workers: processes that read and decode, per rank, for stages, evaluations and feature caches; 0 decodes in the
+            training process. None takes the cores that it may use, divided by `devices`, less one: from 1 to 8. Each
+            keeps up to two batches in memory.
         threads: of torch, in the training process; None leaves torch's choice.
         chunk_size: gradient caching: the towers see this many samples at a time, the loss sees the whole batch, and
             the gradients are those of the whole batch. None turns it off. This is also how to accumulate gradients:
@@ -84,7 +86,7 @@ class Runtime:
     devices: int = 1
     num_nodes: int = 1
     precision: Literal["32-true", "bf16-mixed", "16-mixed", "64-true"] = "32-true"
-    workers: int = 1
+    workers: int | None = None
     threads: int | None = None
     chunk_size: int | None = None
     recompute: bool = True
@@ -113,7 +115,8 @@ class Experiment:
             the run, which costs no training (see WiSE).
         sources: by directory, the data sets that are built first where their directory does not exist.
         cached: modalities whose tower's outputs are computed once and kept beside the shards, in every stage that does
-            not train the tower. Their inputs are then not augmented.
+            not train the tower. Their inputs are then not augmented. Evaluators use them, too, where no stage trains
+            the tower. A modality whose tower every stage trains is refused.
         arm: what is compared: runs of one arm differ in their seed only. `mmalign compare` sets it.
         seed: of everything that is random.
         initial_checkpoint: a checkpoint of an earlier run, whose model and losses this run starts from.

@@ -15,7 +15,7 @@ def freeze_all_but(model: Aligner, trainable: Mapping[str, int | str]) -> None:
     What a constructor has frozen stays so.
 
     Raises:
-        ValueError: a glob matches no component, or asks for more layers than there are.
+        ValueError: a glob matches no component, or asks for more layers than there are, or for less than none.
     """
     check_trainable(model, trainable)
     for name, component in model.components().items():
@@ -33,13 +33,13 @@ def check_trainable(model: Aligner, trainable: Mapping[str, int | str]) -> None:
     """What `freeze_all_but` would refuse, without changing anything.
 
     Raises:
-        ValueError: a glob matches no component, or asks for more layers than there are.
+        ValueError: a glob matches no component, or asks for more layers than there are, or for less than none.
     """
     components = model.components()
     check_globs("trainable", trainable, components)
     for name, component in components.items():
         wanted = wanted_of(trainable, name)
-        if isinstance(wanted, int) and wanted > len(_layers(component)):
+        if isinstance(wanted, int) and not 0 < wanted <= len(_layers(component)):
             raise ValueError(f"trainable: {name} has {len(_layers(component))} layers, not {wanted}")
 
 
@@ -72,9 +72,12 @@ def freeze_unreached(model: Aligner, reached: set[str], fusion_only: bool) -> No
 
 
 def wanted_of(trainable: Mapping[str, int | str], component: str) -> int | str:
-    """ "all", "none", or how many last layers of a component are trained: what the last glob that matches says."""
+    """ "all", "none", or how many last layers of a component are trained: what the last glob that matches says.
+
+    No layers are "none".
+    """
     matching = [value for glob, value in trainable.items() if fnmatchcase(component, glob)]
-    return matching[-1] if matching else "all"
+    return (matching[-1] or "none") if matching else "all"
 
 
 def frozen_modules(model: Aligner) -> list[nn.Module]:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,6 +19,7 @@ from mmalign.data.config import ShardData
 from mmalign.data.faults import Limits
 from mmalign.data.index import build_index
 from mmalign.data.precompute import open_or_build
+from mmalign.data.shardset import ShardSet
 from mmalign.data.stream import Stream
 from mmalign.data.variants import VariantLoader
 from mmalign.encoders.base import Axis, Encoder, Preprocess, SeriesPreprocess
@@ -249,8 +251,9 @@ def test_cached_features_are_those_of_the_tower(
     assert tower.training
     calls = tower.calls
     again = open_or_build(data, "image", tower, batch_size=16, num_workers=1, progress=False)
-    assert (tower.calls, again.digest) == (calls, cache.digest)
-    assert sorted(p.name for p in cache.directory.iterdir()) == ["cache.json", "features.npy", "offsets.npy"]
+    assert (tower.calls, again.digest) == (calls + 4, cache.digest)  # four samples are compared
+    arrays = [f"{name}.npy" for name in ("features", "offsets", "samples", "variants")]
+    assert sorted(p.name for p in cache.directory.iterdir()) == ["cache.json", *arrays]
 
     plain = Stream({"a": (data, 1.0)}, still, 10, 0, "s", 9)
     cached = Stream({"a": (data, 1.0)}, still, 10, 0, "s", 9, features={"a": {"image": cache}})
@@ -301,8 +304,123 @@ def test_an_interrupted_feature_build_goes_on(
     tower.forward, tower.calls = forward, 0  # type: ignore[method-assign]
     resumed = open_or_build(data, "image", tower, directory=tmp_path / "parts", batch_size=4, progress=False)
     assert tower.calls == 3  # of 5 batches, 2 were in a part that was complete
-    for name in ("features.npy", "offsets.npy"):
+    for name in ("features.npy", "offsets.npy", "samples.npy", "variants.npy"):
         assert (resumed.directory / name).read_bytes() == (whole.directory / name).read_bytes()
+
+
+class Length(Encoder):
+    """A text tower: the sum of the ids, and their number."""
+
+    def __init__(self, preprocess: Preprocess) -> None:
+        super().__init__(preprocess, 2, Axis("tokens"))
+
+    def forward(self, values: Tensor, mask: Tensor | None = None) -> Tokens:
+        assert mask is not None
+        pooled = torch.stack([(values * mask).sum(1), mask.sum(1)], 1).float()
+        return Tokens(pooled[:, None], mask[:, :1], pooled)
+
+
+def test_what_is_cached_is_not_read(
+    preprocess: dict[str, Preprocess], tmp_path: Path, make_tar: Any, make_sample: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    samples = [make_sample(i) for i in range(24)]
+    for number, (_, members) in enumerate(samples):
+        captions = {"en": [f"one {number}"], "fr": ["un"] * (number % 3), "\ud800": ["odd"]}
+        group = {"group": f"g{number // 2}"} if number % 4 else {}
+        members["json"] = json.dumps({"captions": captions} | group).encode()
+    good, bad = [sample for i, sample in enumerate(samples) if i % 6], [samples[i] for i in (0, 6, 12, 18)]
+    bad[0][1]["json"] = b"[]"
+    bad[1][1]["png"] = bad[1][1]["png"][:-40]
+    del bad[2][1]["png"], bad[2][1]["json"]  # it has neither of the two modalities
+    bad[3][1]["txt"] = b"this will be damaged"
+    data = {}
+    for name, rows in (("good", good), ("bad", bad + good)):
+        (tmp_path / name).mkdir()
+        path = make_tar(tmp_path / name / "train-000000.tar", rows)
+        build_index(tmp_path / name)
+        path.write_bytes(path.read_bytes().replace(b"will be", b"has bee"))
+        data[name] = ShardData(str(tmp_path / name), modalities={"image": "png", "text": "captions[*]"})
+    still = {"image": dataclasses.replace(preprocess["image"], scale_min=1.0, flip=False), "text": preprocess["text"]}
+    towers = {"image": Tower(still["image"]).eval(), "text": Length(still["text"]).eval()}
+    caches = {
+        name: {kind: open_or_build(some, kind, tower, progress=False) for kind, tower in towers.items()}
+        for name, some in data.items()
+    }
+    reads: list[int] = []
+    read = ShardSet.read
+    monkeypatch.setattr(ShardSet, "read", lambda self, index: reads.append(index) or read(self, index))
+    pread = os.pread
+    monkeypatch.setattr("os.pread", lambda *arguments: reads.append(-1) or pread(*arguments))
+
+    for name, sources in (("good", {"good": (data["good"], 1.0)}), ("bad", {n: (d, 1.0) for n, d in data.items()})):
+        plain = Stream(sources, still, 8, 0, "s", 12)
+        cached = Stream(sources, still, 8, 0, "s", 12, features={n: caches[n] for n in sources})
+        left = [plain[step] for step in range(12)]
+        reads.clear()
+        right = [cached[step] for step in range(12)]
+        if name == "good":
+            assert reads == []
+        else:
+            assert set(reads) <= {-1, 0, 1, 2, 3}  # what has a fault is read for what it says
+        faults = 0
+        for one, other in zip(left, right, strict=True):
+            assert one.keys == other.keys
+            assert torch.equal(one.group, other.group)
+            assert [(f["key"], f["stage"]) for f in one.faults] == [(f["key"], f["stage"]) for f in other.faults]
+            faults += len(one.faults)
+            for kind, tower in towers.items():
+                values, features = one.modalities[kind], other.modalities[kind]
+                assert torch.equal(values.present, features.present)
+                wanted = tower(values.values, values.mask).pooled.detach() * values.present[:, None]
+                torch.testing.assert_close(features.features * values.present[:, None], wanted)
+        assert bool(faults) == (name == "bad")
+
+    for name, some in data.items():
+        for kind in towers:
+            loaders = [VariantLoader(some, kind, still[kind], 5, features=f) for f in (None, caches[name][kind])]
+            infos = []
+            for loader in loaders:
+                reads.clear()
+                infos.append([info for _, found in loader for info in found])
+            assert (reads == []) == (name == "good")
+            assert infos[0] == infos[1]
+            assert loaders[0].missing == loaders[1].missing
+            assert [(f.key, f.stage) for f in loaders[0].faults] == [(f.key, f.stage) for f in loaders[1].faults]
+
+
+def test_one_modality_in_the_cache_leaves_the_other_to_be_read(preprocess: dict[str, Preprocess], shards: Path) -> None:
+    data = ShardData(str(shards), modalities={"image": "png", "text": "captions[*]"})
+    still = {"image": dataclasses.replace(preprocess["image"], scale_min=1.0, flip=False), "text": preprocess["text"]}
+    cache = open_or_build(data, "image", Tower(still["image"]), progress=False)
+    plain = Stream({"a": (data, 1.0)}, still, 8, 0, "s", 3)
+    cached = Stream({"a": (data, 1.0)}, still, 8, 0, "s", 3, features={"a": {"image": cache}})
+    for step in range(3):
+        left, right = plain[step], cached[step]
+        assert left.keys == right.keys
+        assert torch.equal(left.modalities["text"].values, right.modalities["text"].values)  # type: ignore[arg-type]
+
+
+def test_a_modality_that_no_sample_has_is_cached(
+    preprocess: dict[str, Preprocess], shards: Path, tmp_path: Path
+) -> None:
+    data = ShardData(str(shards), modalities={"image": "webp"})
+    cache = open_or_build(data, "image", Tower(preprocess["image"]), directory=tmp_path, progress=False)
+    loader = VariantLoader(data, "image", preprocess["image"], features=cache)
+    assert (list(loader), loader.missing, len(cache)) == ([], 20, 0)
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 100])
+def test_any_batch_size_computes_features(
+    preprocess: dict[str, Preprocess], shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batch_size: int
+) -> None:
+    monkeypatch.setattr("mmalign.data.precompute._PART_SAMPLES", 8)
+    data, tower = ShardData(str(shards), modalities={"image": "png"}), Tower(preprocess["image"])
+    plain = open_or_build(data, "image", tower, directory=tmp_path / "4", batch_size=4, progress=False)
+    other = open_or_build(data, "image", tower, directory=tmp_path / "n", batch_size=batch_size, progress=False)
+    assert other.digest == plain.digest
+    assert len(other) == 20
+    for i in range(20):
+        torch.testing.assert_close(other.row(i, 0), plain.row(i, 0))
 
 
 def test_two_runs_at_once_build_a_cache_once(preprocess: dict[str, Preprocess], shards: Path, tmp_path: Path) -> None:
@@ -311,12 +429,13 @@ def test_two_runs_at_once_build_a_cache_once(preprocess: dict[str, Preprocess], 
     towers[1].load_state_dict(towers[0].state_dict())
 
     def build(tower: Tower) -> str:
-        return open_or_build(data, "image", tower, directory=tmp_path / "features", progress=False).digest
+        return open_or_build(data, "image", tower, None, None, tmp_path / "features", 2, progress=False).digest
 
     with ThreadPoolExecutor(2) as pool:
         digests = list(pool.map(build, towers))
     assert digests[0] == digests[1]
-    assert min(tower.calls for tower in towers) == 0
+    assert max(tower.calls for tower in towers) == 10
+    assert min(tower.calls for tower in towers) <= 4  # at most, it compared some samples
 
 
 def test_limits_apply_to_what_is_drawn(
