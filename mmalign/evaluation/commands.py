@@ -11,22 +11,32 @@ from mmalign.evaluation.table import Row, write_rows
 
 
 def evaluate(
-    checkpoint: Path, shards: Path, split: str, patterns: dict[str, str], gallery: int | None, out: Path | None
+    checkpoint: Path,
+    shards: Path,
+    split: str,
+    patterns: dict[str, str],
+    gallery: int | None,
+    out: Path | None,
+    device: str = "auto",
 ) -> int:
     """Retrieval of a trained model on a shard directory; prints a table, and writes rows when `out` is given.
 
     Args:
         checkpoint: a run or a checkpoint file.
         patterns: modality name -> members that stand for it; without one, all encoders with their default members.
+        device: as `named_device` takes it.
 
     Raises:
-        FileNotFoundError, ValueError: data or checkpoint are not there or not usable; said before long work.
+        FileNotFoundError, ValueError: data, checkpoint or device are not there or not usable; said before long work.
     """
     data = ShardData(str(shards), split, patterns or None)
     check_members(data)
+    from mmalign.training.device import named_device
     from mmalign.training.load import load_model
 
+    place = named_device(device)
     model, facts = load_model(checkpoint)
+    model.to(place)
     column = Retrieval(data, gallery=gallery)
     moment = Moment(
         run=facts["config"]["name"],

@@ -63,7 +63,8 @@ class Runtime:
     """Where and how it runs; changing these between a run and its resumption is allowed.
 
     Attributes:
-        accelerator, devices, num_nodes, precision: as in lightning.Trainer.
+        accelerator, devices, num_nodes, precision: as in lightning.Trainer. Only training steps compute in mixed
+            precision: evaluations, least-squares fits and feature caches are exact, in the type of the weights.
         workers: processes that read and decode, per rank; 0 decodes in the training process.
         threads: of torch, in the training process; None leaves torch's choice.
         chunk_size: gradient caching: the towers see this many samples at a time, the loss sees the whole batch, and
