@@ -243,7 +243,7 @@ class Curriculum:
         trainer, cost = self._trainer(plan, stage, experiment.max_fault_share * samples)
         with self.quarantine.reported():
             stream = self._stream(plan, trainer.world_size, trainer.global_rank)
-        loader = StageLoader(stream, workers=runtime.workers)
+        loader = StageLoader(stream, workers=runtime.workers, pin_memory=self.device.type == "cuda")
         module.train()  # Lightning leaves the modes as they are
         started = time.perf_counter()
         trainer.fit(module, loader, ckpt_path=None if mid_stage is None else str(mid_stage), weights_only=True)

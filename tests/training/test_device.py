@@ -7,14 +7,26 @@ import torch
 from lightning.pytorch.utilities import rank_zero_only
 from torch import nn
 
+from mmalign.batch import Batch
 from mmalign.training import curriculum
 from mmalign.training.config import check_config
 from mmalign.training.device import named_device, root_device
 from mmalign.training.experiment import Runtime
+from mmalign.training.logging import RunLoggers
+from mmalign.training.module import AlignmentModule
 from mmalign.training.run import train
 from mmalign.training.yaml_config import read_config
 
 DEBUG = Path(__file__).parents[2] / "configs" / "debug.yaml"
+
+
+def quick():
+    overrides = {
+        "sources.data/debug.init_args": {"train": 96, "val": 16, "test": 16, "test_compositional": 16},
+        "runtime": {"accelerator": "cpu", "workers": 0, "threads": 1, "progress_bar": False},
+        "logging.mode": "disabled",
+    }
+    return check_config(read_config(DEBUG, overrides))
 
 
 @pytest.fixture
@@ -65,6 +77,29 @@ def test_an_accelerator_that_is_not_there_is_refused(gpus):
         root_device(Runtime(accelerator="gpu"))
 
 
+def test_only_a_gpu_is_copied_to_without_waiting(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    sent = []
+
+    def step(module, batch, number):
+        raise InterruptedError
+
+    monkeypatch.setattr(Batch, "to", lambda batch, *place, **how: sent.append((*place, how)) or batch)
+    monkeypatch.setattr(AlignmentModule, "training_step", step)
+    monkeypatch.setattr(curriculum, "evaluate_all", lambda *_: [])
+    monkeypatch.setattr(RunLoggers, "log_rows", lambda *_: None)
+    with pytest.raises(InterruptedError):
+        train(quick(), tmp_path / "run")
+    assert sent == [(torch.device("cpu"), {"non_blocking": False})]
+    batch = Batch(["a/0"], {}, torch.zeros(1, dtype=torch.long))
+    for name in ("cuda:1", "mps"):
+        AlignmentModule.transfer_batch_to_device(None, batch, torch.device(name), 0)
+    assert sent[1:] == [
+        (torch.device("cuda", 1), {"non_blocking": True}),
+        (torch.device("mps"), {"non_blocking": False}),
+    ]
+
+
 def test_a_run_is_on_its_device_before_the_first_evaluation(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     device, moved = torch.device("cuda", 1), []
@@ -78,9 +113,5 @@ def test_a_run_is_on_its_device_before_the_first_evaluation(tmp_path, monkeypatc
     monkeypatch.setattr(curriculum, "root_device", lambda runtime: device)
     monkeypatch.setattr(nn.Module, "to", lambda module, *place, **_: moved.append(module) if place == (device,) else 0)
     monkeypatch.setattr(curriculum, "evaluate_all", evaluate_all)
-    quick = {
-        "sources.data/debug.init_args": {"train": 16, "val": 16, "test": 16, "test_compositional": 16},
-        "logging.mode": "disabled",
-    }
     with pytest.raises(InterruptedError):
-        train(check_config(read_config(DEBUG, quick)), tmp_path / "run")
+        train(quick(), tmp_path / "run")
