@@ -26,6 +26,7 @@ Several processes (the global batch, and so the result, stays the same):
         --runtime.devices 4 --runtime.num_nodes $SLURM_NNODES
 """
 
+_DEVICE_HELP = "auto (a GPU where there is one), cpu, cuda, cuda:N or mps; default: %(default)s"
 
 _Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
@@ -112,6 +113,7 @@ def _add_train_evaluate_export(commands: _Commands) -> None:
     evaluate.add_argument("--modalities", nargs="*", default=[], metavar="NAME=PATTERN", help="e.g. text=captions[*]")
     evaluate.add_argument("--gallery", type=int, default=None, help="only the first so many samples")
     evaluate.add_argument("--out", type=Path, default=None, metavar="FILE", help="write the rows there as JSON lines")
+    evaluate.add_argument("--device", default="auto", help=_DEVICE_HELP)
 
     export = commands.add_parser(
         "export",
@@ -142,6 +144,7 @@ def _add_search(commands: _Commands) -> None:
     search.add_argument("--modalities", nargs="*", default=[], metavar="NAME=PATTERN", help="e.g. text=captions[*]")
     search.add_argument("--top", type=int, default=10, help="results; default: %(default)s")
     search.add_argument("--index", default=None, metavar="FACTORY", help="auto, or e.g. IVF256,Flat:nprobe=8")
+    search.add_argument("--device", default="auto", help=_DEVICE_HELP)
 
 
 def _add_report_compare_bench(commands: _Commands) -> None:
@@ -260,9 +263,19 @@ def _evaluate(options: argparse.Namespace, rest: list[str]) -> int:
     from mmalign.evaluation.commands import evaluate
     from mmalign.training.trust import trusting
 
-    patterns = dict(entry.split("=", 1) for entry in options.modalities)
+    patterns = _patterns(options.modalities)
     with trusting(options.trust):
-        return evaluate(options.checkpoint, options.data, options.split, patterns, options.gallery, options.out)
+        return evaluate(
+            options.checkpoint, options.data, options.split, patterns, options.gallery, options.out, options.device
+        )
+
+
+def _patterns(entries: list[str]) -> dict[str, str]:
+    """NAME=PATTERN, … as a mapping."""
+    for entry in entries:
+        if not all(entry.partition("=")):
+            raise ValueError(f"--modalities {entry}: write it as NAME=PATTERN, e.g. text=captions[*]")
+    return dict(entry.split("=", 1) for entry in entries)
 
 
 def _search(options: argparse.Namespace, rest: list[str]) -> int:
@@ -278,9 +291,10 @@ def _search(options: argparse.Namespace, rest: list[str]) -> int:
             file=options.file,
             modality=options.modality,
             query_modality=options.query_modality,
-            patterns=dict(entry.split("=", 1) for entry in options.modalities),
+            patterns=_patterns(options.modalities),
             top=options.top,
             index=options.index,
+            device=options.device,
         )
 
 

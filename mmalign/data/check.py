@@ -26,8 +26,8 @@ def check(
 ) -> list[Fault]:
     """Everything in a shard directory that a run would quarantine: damaged tars, samples, members; in order.
 
-    Every member with a known extension is decoded, and every caption in a json member. Members with other extensions
-    are the data set's own and are left alone.
+    Every member with a known extension is decoded, recordings as a whole (a step may read less), and every caption in a
+    json member. Members with other extensions are the data set's own and are left alone.
 
     Args:
         required: patterns of members (see RawSample.variants); a sample that has none of one of them is a fault.

@@ -1,6 +1,7 @@
 """From decoded samples to the tensors of a batch."""
 
 import math
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,8 @@ def prepare(preprocess: Preprocess, variant: Variant, limits: Limits, generator:
     """
     background = getattr(preprocess, "background", WHITE)
     size = _needed_side(preprocess, generator)
-    value = decode(preprocess.kind, variant.name, variant.data, limits, size, background)
+    excerpt = partial(preprocess.excerpt, generator=generator)
+    value = decode(preprocess.kind, variant.name, variant.data, limits, size, background, excerpt)
     try:
         return preprocess.prepare(value, generator)
     except MemoryError:

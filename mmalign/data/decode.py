@@ -25,9 +25,13 @@ EXTENSIONS = {
 """By kind: what is decoded at all."""
 
 Colour = tuple[int, int, int]
+Excerpt = Callable[[int, int], tuple[int, int]]
+"""(frames, rate in hertz) of a recording -> the frames start … stop-1 that are wanted."""
+
 WHITE: Colour = (255, 255, 255)
 _IMAGE_FORMATS = ("PNG", "JPEG", "WEBP")
 _AUDIO_FORMATS = ("FLAC", "WAV", "WAVEX", "OGG", "MP3")
+_EXACT_SEEKING = ("PCM_S8", "PCM_U8", "PCM_16", "PCM_24", "PCM_32", "FLOAT", "DOUBLE")
 _OGG_LAST_PAGE = 4
 _MIRRORED_BYTES = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
 _PNG_SIGNATURE_BYTES = 8
@@ -35,7 +39,13 @@ _PNG_CRITICAL = (b"IHDR", b"PLTE", b"IDAT")
 
 
 def decode(
-    kind: str, name: str, data: bytes, limits: Limits, size: int | None = None, background: Colour = WHITE
+    kind: str,
+    name: str,
+    data: bytes,
+    limits: Limits,
+    size: int | None = None,
+    background: Colour = WHITE,
+    excerpt: Excerpt | None = None,
 ) -> Any:
     """One member's value.
 
@@ -45,6 +55,7 @@ def decode(
         name: the member's extension, or "captions[fr]#0".
         size: the side in pixels that a picture will be scaled to, where that is known.
         background: colour behind the transparent parts of a picture.
+        excerpt: chooses the part of a recording that is returned; None is all of it.
 
     Raises:
         SampleError: the value cannot be had, or is beyond the limits.
@@ -59,6 +70,8 @@ def decode(
     try:
         if kind == "image":
             return decode_image(data, limits, size, background)
+        if kind == "audio":
+            return decode_audio(data, limits, excerpt)
         return _DECODERS[kind](data, limits)
     except SampleError as error:
         raise SampleError(f"{name!r}: {error}") from None
@@ -114,8 +127,14 @@ def _check_png(data: bytes) -> None:
     raise SampleError("truncated: the closing chunk is missing")
 
 
-def decode_audio(data: bytes, limits: Limits) -> tuple[Float32[np.ndarray, " samples"], int]:
-    """(waveform, rate in hertz): the mean of the channels, in [-1, 1] where the file keeps to it."""
+def decode_audio(
+    data: bytes, limits: Limits, excerpt: Excerpt | None = None
+) -> tuple[Float32[np.ndarray, " samples"], int]:
+    """(waveform, rate in hertz): the mean of the channels, in [-1, 1] where the file keeps to it.
+
+    Of FLAC and of PCM in WAV, only the excerpt is read, so that damage elsewhere may go unnoticed. Ogg and MP3 are read
+    whole: after seeking, their decoders give slightly different values.
+    """
     import soundfile
 
     # A writer that could not go back leaves 2³²-1 as the length.
@@ -133,13 +152,36 @@ def decode_audio(data: bytes, limits: Limits) -> tuple[Float32[np.ndarray, " sam
             raise SampleError(f"{frames / rate_hz:.0f} s of audio, the limit is {limits.max_audio_seconds} s")
         if frames * channels > limits.max_audio_values:
             raise SampleError(f"{frames} frames of {channels} channels, the limit is {limits.max_audio_values} values")
-        waveform = file.read(frames, dtype="float32", always_2d=True)
-    if len(waveform) < frames:
-        raise SampleError(f"truncated: {len(waveform)} of {frames} frames")
+        start, stop = (0, frames) if excerpt is None else excerpt(frames, rate_hz)
+        exact = file.format == "FLAC" or file.subtype in _EXACT_SEEKING
+        if exact and stop - start < frames:
+            waveform = _read_part(file, start, stop)
+        else:
+            waveform = file.read(frames, dtype="float32", always_2d=True)
+            if len(waveform) < frames:
+                raise SampleError(f"truncated: {len(waveform)} of {frames} frames")
+            waveform = waveform[start:stop]
+    if waveform is None:
+        return decode_audio(data, limits)[0][start:stop], rate_hz
     mono = waveform[:, 0] if channels == 1 else waveform.mean(axis=1, dtype=np.float32)
     if not np.isfinite(mono).all():
         raise SampleError("NaN or infinite values")
     return np.ascontiguousarray(mono), rate_hz
+
+
+def _read_part(file: Any, start: int, stop: int) -> Float32[np.ndarray, "frames channels"] | None:
+    """Frames start … stop-1; None where they cannot be had by seeking. Reading all of the file shows what is wrong.
+
+    It may be only a FLAC's table of seek points, which is not needed for that.
+    """
+    import soundfile
+
+    try:
+        file.seek(start)
+        part = file.read(stop - start, dtype="float32", always_2d=True)
+    except soundfile.LibsndfileError:
+        return None
+    return part if len(part) == stop - start else None
 
 
 def _check_ogg(data: bytes) -> None:
@@ -208,7 +250,6 @@ def decode_array(data: bytes, limits: Limits) -> Float32[np.ndarray, "..."]:
 
 
 _DECODERS: dict[str, Callable[[bytes, Limits], Any]] = {
-    "audio": decode_audio,
     "text": decode_text,
     "array": decode_array,
 }

@@ -18,15 +18,17 @@ class StageLoader:
         stream: what to load.
         workers: processes that read and decode; 0 does it in this one.
         prefetch: batches that each worker makes ahead of time.
+        pin_memory: batches lie in memory from which a GPU copies while the process goes on.
 
     Attributes:
         step: the batches that were handed out; the next one is that of this step.
     """
 
-    def __init__(self, stream: Stream, workers: int = 0, prefetch: int = 2) -> None:
+    def __init__(self, stream: Stream, workers: int = 0, prefetch: int = 2, pin_memory: bool = False) -> None:
         self.stream = stream
         self.workers = workers
         self.prefetch = prefetch
+        self.pin_memory = pin_memory
         self.step = 0
 
     def __len__(self) -> int:
@@ -35,7 +37,7 @@ class StageLoader:
     def __iter__(self) -> Iterator[Batch]:
         for batch in ordered(self.stream, range(self.step, len(self)), self.workers, self.prefetch):
             self.step += 1  # before the batch is handed out: what comes after a yield runs only with the next batch
-            yield batch
+            yield batch.pin_memory() if self.pin_memory else batch
 
     def state_dict(self) -> dict[str, Any]:
         return {"step": self.step, "settings": self.stream.settings}

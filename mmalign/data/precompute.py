@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -180,7 +181,7 @@ def _compute(
 
 
 def _pooled(tower: Encoder, values: Values) -> Tensor:
-    device = next((p.device for p in tower.parameters()), torch.device("cpu"))
+    device = next((t.device for t in chain(tower.parameters(), tower.buffers())), torch.device("cpu"))
     values = values.to(device)
     assert values.values is not None
     return tower(values.values, values.mask).pooled.float().cpu()

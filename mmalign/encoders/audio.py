@@ -31,8 +31,18 @@ class AudioPreprocess(Preprocess):
 
     kind: ClassVar[str] = "audio"
 
+    def excerpt(self, frames: int, rate_hz: int, generator: np.random.Generator | None) -> tuple[int, int]:
+        """At most `max_seconds`, at least one frame; nothing is drawn for a recording that is no longer than that."""
+        spare = frames - max(1, math.floor(self.max_seconds * rate_hz))
+        if spare <= 0:
+            return 0, frames
+        start = 0 if generator is None else int(generator.integers(spare + 1))
+        return start, frames - spare + start
+
     def prepare(self, value: Any, generator: np.random.Generator | None) -> Tensor:
         """A tuple (waveform [samples] or [samples, channels], its rate in hertz) -> [samples], at least one.
+
+        A waveform that is not an excerpt yet is cut to one.
 
         Raises:
             ValueError: the waveform is empty, or holds values that are no numbers.
@@ -43,10 +53,8 @@ class AudioPreprocess(Preprocess):
             waveform = waveform.mean(1, dtype=np.float32)
         if not waveform.size:
             raise ValueError("the waveform is empty")
-        spare = len(waveform) - max(1, math.floor(self.max_seconds * rate_hz))
-        if spare > 0:
-            start = 0 if generator is None else int(generator.integers(spare + 1))
-            waveform = waveform[start : len(waveform) - spare + start]
+        start, stop = self.excerpt(len(waveform), rate_hz, generator)
+        waveform = waveform[start:stop]
         if not np.isfinite(waveform).all():
             raise ValueError("the waveform holds values that are not finite")
         if rate_hz != self.sample_rate_hz:

@@ -48,6 +48,13 @@ class Preprocess:
         settings = json.loads(json.dumps(asdict(self)))  # tuples become lists, as in the JSON that is read back
         return {"class": f"{type(self).__module__}.{type(self).__qualname__}", **settings}
 
+    def excerpt(self, frames: int, rate_hz: int, generator: np.random.Generator | None) -> tuple[int, int]:
+        """For kind "audio": the frames start … stop-1 of a recording that `prepare` is given; others are not read.
+
+        Called before `prepare`, with the same generator.
+        """
+        return 0, frames
+
     def prepare(self, value: Any, generator: np.random.Generator | None) -> Tensor:
         """One sample's decoded value -> one tensor, without a batch axis.
 

@@ -77,10 +77,14 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--limit", type=int, default=None, help="only the first so many documents")
     parser.add_argument("--modality", default="text")
     parser.add_argument("--out", type=Path, default=None, metavar="FILE")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps; default: %(default)s")
     options = parser.parse_args(arguments)
+    from mmalign.training.device import named_device
     from mmalign.training.load import load_model
 
+    device = named_device(options.device)
     model, _ = load_model(options.checkpoint)
+    model.to(device)
     results = evaluate_with_harness(model.encoders[options.modality], options.tasks, options.include, options.limit)
     text = json.dumps(results, indent=2, default=str)
     print(text)

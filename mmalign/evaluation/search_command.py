@@ -40,6 +40,7 @@ def search(
     patterns: dict[str, str],
     top: int,
     index: str | None,
+    device: str = "auto",
 ) -> int:
     """Ask the items of a split with a text or a file; prints score, key and caption of the best.
 
@@ -50,10 +51,11 @@ def search(
         query_modality: whose encoder reads the query; needed only where several read its kind.
         patterns: modality name -> members that stand for it, where they are not the default of its kind.
         index: a factory string of faiss, see `Gallery`; its recall over the queries of the split is printed as well.
+        device: as `named_device` takes it; search itself is done on the CPU.
 
     Raises:
-        FileNotFoundError, ValueError: file, data or model are not there or not usable, or the model lacks a modality;
-            said before long work.
+        FileNotFoundError, ValueError: file, data, model or device are not there or not usable, or the model lacks a
+            modality; said before long work.
         ImportError: an index is asked for, and faiss is not installed.
     """
     if top < 1:
@@ -63,9 +65,12 @@ def search(
     kind, variant = _query(text, file)
     if index is not None:
         import_faiss()  # where it is missing, this is said before the model is loaded
+    from mmalign.training.device import named_device
     from mmalign.training.load import load_model
 
+    place = named_device(device)
     model, _ = load_model(checkpoint)
+    model.to(place)
     for name in (modality, *patterns):
         if name not in model.encoders:
             raise ValueError(f"the model has no encoder {name!r}{suggestion(name, model.modalities)}")

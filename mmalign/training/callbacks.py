@@ -10,10 +10,12 @@ from typing import Any
 
 import lightning as L
 import torch
+import torch.distributed as dist
 
 from mmalign.batch import Batch
 from mmalign.data.faults import QuarantineLog
 from mmalign.training.checkpoints import CheckpointFolder
+from mmalign.training.gather import world_size
 from mmalign.training.module import AlignmentModule
 
 
@@ -121,6 +123,15 @@ def stop_unless_finite(module: torch.nn.Module, place: str) -> None:
             raise FloatingPointError(f"{place}: {name} is not finite. The last checkpoint is untouched.")
 
 
+def on_any_rank(flags: list[bool], device: torch.device) -> list[bool]:
+    """Which flags are set on at least one rank; in a single exchange, as it takes place at every step."""
+    if world_size() == 1:
+        return flags
+    told = torch.tensor(flags, dtype=torch.int32, device=device)
+    dist.all_reduce(told, op=dist.ReduceOp.MAX)
+    return told.bool().tolist()
+
+
 class Checkpoints(L.Callback):
     """Saves within a stage every so many steps or minutes, and on SIGTERM, after which the process exits with 143.
 
@@ -151,8 +162,8 @@ class Checkpoints(L.Callback):
     ) -> None:
         assert isinstance(module, AlignmentModule)
         step = trainer.global_step
-        late = trainer.strategy.broadcast(time.monotonic() - self._saved >= self.every_seconds)
-        terminated = trainer.strategy.reduce_boolean_decision(self._terminated.is_set(), all=False)
+        late = trainer.is_global_zero and time.monotonic() - self._saved >= self.every_seconds  # one clock for all
+        late, terminated = on_any_rank([late, self._terminated.is_set()], trainer.strategy.root_device)
         if step >= trainer.max_steps:
             return
         if terminated or late or step % self.every_steps == 0:

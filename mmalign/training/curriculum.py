@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-import torch
 from torch import nn
 
 from mmalign.data.config import Reading, ShardData
@@ -24,6 +23,7 @@ from mmalign.retention.base import Retention, StagePlan, preprocess_of
 from mmalign.training.callbacks import Checkpoints, Journal, stop_unless_finite
 from mmalign.training.checkpoints import AtomicCheckpointIO, CheckpointFolder, load_checkpoint, save_atomically
 from mmalign.training.cost import CostMeter, StageCost
+from mmalign.training.device import root_device, trainer_settings
 from mmalign.training.experiment import Experiment, Stage
 from mmalign.training.least_squares import fit_least_squares
 from mmalign.training.logging import RunLoggers
@@ -65,7 +65,7 @@ class Curriculum:
         self.rows: list[Row] = []
         self.costs: list[StageCost] = []
         self.stage_facts: list[dict[str, Any]] = []
-        self.device = torch.device("cpu")
+        self.device = root_device(experiment.runtime)
         self.evaluated = False
         workers = experiment.runtime.workers
         workers = workers_per_process(experiment.runtime.devices) if workers is None else workers
@@ -77,6 +77,7 @@ class Curriculum:
         self.loggers = loggers
         names = list(self.experiment.stages)
         start = self._restore()
+        self._to_device()
         self._evaluate_unless_done("start", start)
         for index, name in enumerate(names, 1):
             if index > start:
@@ -145,6 +146,10 @@ class Curriculum:
         except RuntimeError as error:
             raise ValueError(f"{origin}: does not fit this configuration's model and losses: {error}") from None
 
+    def _to_device(self) -> None:
+        for module in (self.experiment.model, *self.experiment.losses.values()):
+            module.to(self.device)
+
     def _facts(self, index: int) -> dict[str, Any]:
         return {
             "version": 1,
@@ -183,7 +188,6 @@ class Curriculum:
     def _evaluate_unless_done(self, name: str, index: int) -> None:
         if any(row.stage == name for row in self.rows) or (name == "start" and index > 0):
             return
-        self.experiment.model.to(self.device)
         with self.quarantine.reported():
             rows = evaluate_all(self.experiment.model, self.experiment.evaluation, self.moment(index))
         self.rows += rows
@@ -255,13 +259,12 @@ class Curriculum:
         trainer, cost = self._trainer(plan, stage, experiment.max_fault_share * samples)
         with self.quarantine.reported():
             stream = self._stream(plan, trainer.world_size, trainer.global_rank)
-        loader = StageLoader(stream, workers=self.reading.workers)
+        loader = StageLoader(stream, workers=self.reading.workers, pin_memory=self.device.type == "cuda")
         module.train()  # Lightning leaves the modes as they are
         started = time.perf_counter()
         trainer.fit(module, loader, ckpt_path=None if mid_stage is None else str(mid_stage), weights_only=True)
         stop_unless_finite(module, f"stage {name!r}, its last step")
-        self.device = trainer.strategy.root_device
-        module.to(self.device)  # Lightning has taken it back to the CPU
+        self._to_device()  # Lightning has taken all back to the CPU
         for method in reversed(methods.values()):
             method.end(plan, experiment.model, dict(experiment.losses))
         stored = sum(method.bytes_stored() for method in experiment.retention.values())
@@ -316,13 +319,9 @@ class Curriculum:
             cost,
             Checkpoints(self.checkpoints, runtime.checkpoint_every_steps, runtime.checkpoint_every_minutes),
         ]
-        distributed = runtime.devices * runtime.num_nodes > 1
         return L.Trainer(
             default_root_dir=self.directory,
-            accelerator=runtime.accelerator,
-            devices=runtime.devices,
-            num_nodes=runtime.num_nodes,
-            strategy="ddp_find_unused_parameters_true" if distributed else "auto",
+            **trainer_settings(runtime),
             precision=runtime.precision,
             max_steps=plan.steps,
             max_epochs=-1,

@@ -63,7 +63,8 @@ class Runtime:
     """Where and how it runs; changing these between a run and its resumption is allowed.
 
     Attributes:
-        accelerator, devices, num_nodes, precision: as in lightning.Trainer.
+        accelerator, devices, num_nodes, precision: as in lightning.Trainer. Only training steps compute in mixed
+            precision: evaluations, least-squares fits and feature caches are exact, in the type of the weights.
         workers: processes that read and decode, per rank, for stages, evaluations and feature caches; 0 decodes in the
             training process. None takes the cores that it may use, divided by `devices`, less one: from 1 to 8. Each
             keeps up to two batches in memory.

@@ -84,6 +84,10 @@ class AlignmentModule(L.LightningModule):
             "The last checkpoint is untouched."
         )
 
+    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
+        # Lightning itself lets only bare tensors be copied while the process goes on; pageable memory is waited for
+        return batch.to(device, non_blocking=device.type == "cuda")
+
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         # whatever is random in a step (dropout, patch dropout) is a function of seed, stage, step and rank
         key = f"{self.plan.seed}/{self.plan.name}/{self.global_step}/{self.global_rank}".encode()

@@ -145,23 +145,105 @@ def test_what_cannot_be_used(kind: str, name: str, data: bytes, message: str) ->
 
 
 def test_recordings_that_cannot_be_used(make_recording: Callable[..., bytes]) -> None:
-    import soundfile
-
-    def written(waveform: np.ndarray) -> bytes:
-        file = io.BytesIO()
-        soundfile.write(file, waveform, 8000, format="WAV", subtype="FLOAT")
-        return file.getvalue()
-
     with pytest.raises(SampleError, match="NaN"):
-        decode("audio", "wav", written(np.array([0.0, np.nan])), LIMITS)
+        decode("audio", "wav", written(np.array([0.0, np.nan]), format="WAV", subtype="FLOAT"), LIMITS)
     with pytest.raises(SampleError, match="no samples"):
-        decode("audio", "wav", written(np.zeros(0)), LIMITS)
+        decode("audio", "wav", written(np.zeros(0), format="WAV", subtype="FLOAT"), LIMITS)
     flac = make_recording(0, "FLAC", 16_000)
     decode("audio", "flac", flac, Limits(max_audio_seconds=2.0))
     with pytest.raises(SampleError, match=r"limit is 1\.9 s"):
         decode("audio", "flac", flac, Limits(max_audio_seconds=1.9))
     with pytest.raises(SampleError, match="limit is 15999 values"):
         decode("audio", "flac", flac, Limits(max_audio_values=15_999))
+
+
+def written(waveform: np.ndarray, **options: Any) -> bytes:
+    import soundfile
+
+    file = io.BytesIO()
+    soundfile.write(file, waveform, 8000, **options)
+    return file.getvalue()
+
+
+def with_seek_points(flac: bytes, points: list[tuple[int, int]]) -> bytes:
+    """A table of (frame, byte) behind a FLAC's first block."""
+    table = b"".join(frame.to_bytes(8, "big") + byte.to_bytes(8, "big") + b"\x10\0" for frame, byte in points)
+    return flac[:42] + b"\x03" + len(table).to_bytes(3, "big") + table + flac[42:]
+
+
+NOISE = 0.1 * np.random.default_rng(0).standard_normal((40_000, 2))
+EXCERPTS = {
+    "FLAC": ("flac", written(NOISE, format="FLAC")),
+    "FLAC of 24 bits": ("flac", written(NOISE, format="FLAC", subtype="PCM_24")),
+    "FLAC with wrong seek points": ("flac", with_seek_points(written(NOISE, format="FLAC"), [(0, 0), (20_000, 10**7)])),
+    "WAV": ("wav", written(NOISE, format="WAV")),
+    "WAV of floats": ("wav", written(NOISE, format="WAV", subtype="FLOAT")),
+    "WAV, extensible": ("wav", written(NOISE, format="WAVEX", subtype="PCM_24")),
+    "GSM in WAV": ("wav", written(NOISE[:, 0], format="WAV", subtype="GSM610")),
+    "Ogg Vorbis": ("ogg", written(NOISE, format="OGG")),
+    "MP3": ("mp3", written(NOISE, format="MP3")),
+}
+
+
+@pytest.mark.parametrize(("extension", "data"), EXCERPTS.values(), ids=EXCERPTS)
+def test_an_excerpt_equals_that_part_of_all(extension: str, data: bytes) -> None:
+    whole, rate_hz = decode("audio", extension, data, LIMITS)
+    asked = []
+    for start in [0, 1, 4095, 4096, *range(5000, 39_000, 1700), len(whole) - 1000, len(whole) - 1]:
+        stop = min(start + 1000, len(whole))
+
+        def choose(frames: int, rate: int, part: tuple[int, int] = (start, stop)) -> tuple[int, int]:
+            asked.append((frames, rate))
+            return part
+
+        part, rate = decode("audio", extension, data, LIMITS, excerpt=choose)
+        np.testing.assert_array_equal(part, whole[start:stop])
+        assert (part.dtype, rate, asked) == (np.float32, rate_hz, [(len(whole), rate_hz)])
+        asked.clear()
+
+
+@pytest.mark.parametrize("name", ["FLAC", "FLAC of 24 bits", "WAV", "WAV of floats", "WAV, extensible"])
+def test_only_the_excerpt_is_read(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    import soundfile
+
+    read: list[int] = []
+    all_frames = soundfile.SoundFile.read
+    monkeypatch.setattr(
+        soundfile.SoundFile,
+        "read",
+        lambda file, frames, **options: read.append(frames) or all_frames(file, frames, **options),
+    )
+    extension, data = EXCERPTS[name]
+    decode("audio", extension, data, LIMITS, excerpt=lambda frames, rate_hz: (30_000, 30_500))
+    assert read == [500]
+
+
+def test_limits_are_those_of_the_whole_recording() -> None:
+    for extension, data in EXCERPTS.values():
+        for limits in (Limits(max_audio_seconds=4.9), Limits(max_audio_values=39_999)):
+            with pytest.raises(SampleError, match="limit is"):
+                decode("audio", extension, data, limits, excerpt=lambda frames, rate_hz: (0, 10))
+
+
+def test_damage_within_an_excerpt_is_noticed() -> None:
+    flac = EXCERPTS["FLAC"][1]
+    whole, _ = decode("audio", "flac", flac, LIMITS)
+    for at in range(0, len(flac), len(flac) // 100):
+        changed = bytearray(flac)
+        changed[at] ^= 0x55
+        for damaged in (bytes(changed), flac[:at]):
+            for start in (0, 19_000, 39_000):
+                try:
+                    part, _ = decode("audio", "flac", damaged, LIMITS, excerpt=lambda *_, s=start: (s, s + 1000))
+                except SampleError:
+                    continue
+                np.testing.assert_array_equal(part, whole[start : start + 1000])
+    with pytest.raises(SampleError, match=r"truncated|Error"):
+        decode("audio", "flac", flac[: len(flac) // 2], LIMITS, excerpt=lambda *_: (39_000, 40_000))
+    check = RawSample("a", {"flac": flac[: len(flac) // 2]})
+    decode("audio", "flac", check.members["flac"], LIMITS, excerpt=lambda *_: (0, 1000))
+    with pytest.raises(SampleError):
+        check_sample(check, LIMITS)
 
 
 def test_the_pixel_limit_comes_from_the_header() -> None:

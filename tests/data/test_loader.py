@@ -62,6 +62,19 @@ def _saved(state: dict[str, Any]) -> Any:
     return file
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_batches_are_pinned_where_asked(make_stream: Any, workers: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    pinned: list[Tensor] = []
+    monkeypatch.setattr(Tensor, "pin_memory", lambda tensor: pinned.append(tensor.clone()) or pinned[-1])
+    plain = [content(batch) for batch in StageLoader(make_stream(), workers)]
+    assert not pinned
+    batches = list(StageLoader(make_stream(), workers, pin_memory=True))
+    assert [content(batch) for batch in batches] == plain
+    assert {id(batch.group) for batch in batches} | {id(b.modalities["text"].mask) for b in batches} <= set(
+        map(id, pinned)
+    )
+
+
 def test_another_stream_is_refused(make_stream: Any) -> None:
     state = StageLoader(make_stream()).state_dict()
     StageLoader(make_stream(steps=99, rank=1, world=2)).load_state_dict(state)

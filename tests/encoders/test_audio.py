@@ -1,13 +1,19 @@
 """Audio towers: clips of any length, alone or in a batch."""
 
+import io
 import math
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mmalign.data.collate import prepare
+from mmalign.data.decode import decode
+from mmalign.data.faults import Limits
+from mmalign.data.sample import Variant
 from mmalign.encoders.audio import AudioPreprocess, AudioTimm
 from mmalign.encoders.audio_aisfx import AISFX_MEL, AudioAISFX
 from mmalign.encoders.audio_transformer import AudioTransformer
@@ -82,6 +88,32 @@ def test_any_clip_becomes_mono_at_the_rate(samples, rate_hz, stereo, training):
     assert row.dtype == torch.float32
     assert row.ndim == 1
     assert len(row) == pytest.approx(max(1, min(samples * 16000 / rate_hz, 1600)), abs=1.01)
+
+
+@pytest.mark.parametrize("form", ["FLAC", "WAV", "OGG"])
+@pytest.mark.parametrize("seconds", [0.3, 1.0, 2.0])
+def test_reading_an_excerpt_changes_neither_values_nor_draws(form, seconds):
+    file = io.BytesIO()
+    soundfile.write(file, noise(22050)[0].numpy() * 0.3, 22050, format=form)
+    preprocess = AudioPreprocess(16000, max_seconds=seconds, gain_db=6.0)
+    variant = Variant(form.lower(), "", file.getvalue())
+    whole = decode("audio", variant.name, variant.data, Limits())
+    for seed in (None, *range(5)):
+        generators = [None if seed is None else np.random.default_rng(seed) for _ in range(2)]
+        expected = preprocess.prepare(whole, generators[0])
+        torch.testing.assert_close(prepare(preprocess, variant, Limits(), generators[1]), expected, rtol=0, atol=0)
+        if seed is not None:
+            assert generators[0].random() == generators[1].random()
+
+
+def test_only_the_excerpt_is_read(monkeypatch):
+    file = io.BytesIO()
+    soundfile.write(file, noise(16000)[0].numpy() * 0.3, 16000, format="FLAC")
+    read, read_all = [], soundfile.SoundFile.read
+    monkeypatch.setattr(soundfile.SoundFile, "read", lambda f, n, **k: read.append(n) or read_all(f, n, **k))
+    for generator in (None, np.random.default_rng(0)):
+        prepare(AudioPreprocess(16000, max_seconds=0.25), Variant("flac", "", file.getvalue()), Limits(), generator)
+    assert read == [4000, 4000]
 
 
 def test_resampling_keeps_a_tone():

@@ -162,6 +162,13 @@ def test_a_text_asks_and_is_found(scenes, capsys):
     assert capsys.readouterr().out.splitlines()[0] == " 1.000  made/s09  number 9"
 
 
+def test_the_model_goes_to_the_device(scenes, monkeypatch):
+    moved = []
+    monkeypatch.setattr(Aligner, "to", lambda model, device: moved.append(device))
+    assert ask(scenes, "--text", "number 9", "--modality", "text", "--device", "cpu") == 0
+    assert moved == [torch.device("cpu")]
+
+
 def test_the_index_comes_with_its_recall(scenes, capsys, faiss):
     assert ask(scenes, "--text", "number 9", "--modality", "a", "--top", "5", "--index", "Flat") == 0
     last = capsys.readouterr().out.splitlines()[-1]
@@ -186,6 +193,8 @@ def test_the_index_comes_with_its_recall(scenes, capsys, faiss):
         (["--file", "{}/bad.npy", "--modality", "a", "--as", "a"], "bad.npy: 'npy': "),
         (["--text", "x", "--modality", "a", "--index", "Bogus"], "could not parse index string Bogus"),
         (["--text", "x", "--modality", "a", "--split", "train"], "has no split 'train'"),
+        (["--text", "x", "--modality", "a", "--device", "gpu"], "--device 'gpu' is none of auto, cpu"),
+        (["--text", "x", "--modality", "a", "--modalities", "a"], "--modalities a: write it as NAME=PATTERN"),
     ],
 )
 def test_mistakes_are_one_line_before_long_work(scenes, capsys, monkeypatch, arguments, error, faiss):
