@@ -6,10 +6,11 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import lightning as L
 import torch
+from torch import Tensor
 
 from mmalign.batch import Batch
 from mmalign.data.faults import QuarantineLog
@@ -19,6 +20,8 @@ from mmalign.training.module import AlignmentModule
 
 class Journal(L.Callback):
     """Logs losses, scales, learning rates, gradient norm, samples per second, data-wait share and memory.
+
+    Losses are those of the global batch: the sum of what the ranks have.
 
     Args:
         log: takes (values by name, step over all stages).
@@ -78,7 +81,9 @@ class Journal(L.Callback):
             elapsed = now - self._since
             self.quarantine.refresh()  # the other ranks write to it, too
             values: dict[str, Any] = {"stage": module.plan.name, "stage_step": trainer.global_step}
-            values |= {name: float(term) for name, term in module.terms.items()}
+            shares = torch.stack(list(module.terms.values()))  # this rank's; they add up
+            sums = cast(Tensor, trainer.strategy.reduce(shares, reduce_op="sum"))
+            values |= dict(zip(module.terms, sums.tolist(), strict=True))
             values |= {
                 f"logit_scale/{name}": loss.logit_scale.detach().item()  # type: ignore[operator]
                 for name, loss in module.losses.items()

@@ -49,7 +49,7 @@ class AlignmentModule(L.LightningModule):
         self.plan = plan
         self.runtime = runtime
         self.facts = facts
-        self.terms: dict[str, Tensor] = {}
+        self.terms: dict[str, Tensor] = {}  # of the last step: this rank's shares
         freeze_all_but(model, plan.trainable)
         reached = {name for loss in plan.losses for name in plan.pairs[loss]}
         freeze_unreached(model, reached, fusion_only=bool(retention))

@@ -1,5 +1,6 @@
 """Two processes train as one does, also when they are killed and go on."""
 
+import csv
 import filecmp
 import multiprocessing
 import os
@@ -83,6 +84,17 @@ def test_two_processes_equal_one(runs: Path) -> None:
     ]
     memories = [final(runs / run)["mmalign"]["retention"] for run in ("one", "two")]
     assert memories[0].keys() == memories[1].keys()
+
+
+@pytest.mark.slow
+def test_two_processes_log_the_losses_of_one(runs: Path) -> None:
+    logs = [list(csv.DictReader((runs / run / "train.csv").open())) for run in ("one", "two")]
+    assert len(logs[0]) == len(logs[1]) > 0
+    for one, two in zip(*logs, strict=True):
+        names = [name for name in one if name.startswith(("loss", "gradient_norm")) and one[name]]
+        assert len(names) > 2
+        for name in names:
+            assert float(two[name]) == pytest.approx(float(one[name]), rel=1e-6, abs=1e-9), name
 
 
 def on_rank(rank: int, port: int, folder: Path, out: str) -> None:
