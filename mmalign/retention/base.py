@@ -75,6 +75,13 @@ class Retention:
     def prepare(self, plan: StagePlan, model: Aligner) -> None:
         """Change the plan: add replay, freeze components, keep losses of the past active."""
 
+    def reaches(self, plan: StagePlan, model: Aligner) -> set[str]:
+        """Globs of the components that `penalty` moves; a stage freezes what neither a loss nor a method reaches.
+
+        It is asked between `prepare` and `begin`. By default it is all, for a method that has a penalty.
+        """
+        return set() if type(self).penalty is Retention.penalty else {"*"}
+
     def begin(self, plan: StagePlan, model: Aligner, losses: dict[str, nn.Module]) -> None:
         """The model is as it was before the stage; parameters already have their `requires_grad`."""
 

@@ -51,8 +51,9 @@ class AlignmentModule(L.LightningModule):
         self.facts = facts
         self.terms: dict[str, Tensor] = {}  # of the last step: this rank's shares
         freeze_all_but(model, plan.trainable)
-        reached = {name for loss in plan.losses for name in plan.pairs[loss]}
-        freeze_unreached(model, reached, fusion_only=bool(retention))
+        of_losses = (losses[name].reaches() for name in plan.losses)
+        of_methods = (method.reaches(plan, model) for method in retention.values())
+        freeze_unreached(model, set().union(*of_losses, *of_methods))
         for name, loss in self.losses.items():
             loss.requires_grad_(name in plan.losses)
 

@@ -6,7 +6,7 @@ from fnmatch import fnmatchcase
 from torch import nn
 
 from mmalign.encoders.base import Encoder
-from mmalign.model import FUSED, Aligner
+from mmalign.model import Aligner
 
 
 def freeze_all_but(model: Aligner, trainable: Mapping[str, int | str]) -> None:
@@ -51,19 +51,16 @@ def _layers(component: nn.Module) -> list[nn.Module]:
     return component.layers() if isinstance(component, Encoder) else list(component.children())
 
 
-def freeze_unreached(model: Aligner, reached: set[str], fusion_only: bool) -> None:
-    """Freeze the parts of modalities that no loss of a stage names, "fused" among them.
+def freeze_unreached(model: Aligner, reached: Iterable[str]) -> None:
+    """Freeze the components that no loss and no method of a stage reaches.
 
     Their gradients would be missing on one rank and zero on several, where weight decay would then shrink them.
 
     Args:
-        reached: names that losses use.
-        fusion_only: leave towers and projections, which a retention method may train without a loss.
+        reached: globs of components (see `Loss.reaches`, `Retention.reaches`).
     """
     for name, component in model.components().items():
-        modality = FUSED if name == "fusion" else name.partition(".")[2]
-        within = FUSED in reached and modality != FUSED  # a loss on the fused vector trains all that go into it
-        if modality not in reached and not within and (modality == FUSED or not fusion_only):
+        if not any(fnmatchcase(name, glob) for glob in reached):
             component.requires_grad_(False)
 
 
