@@ -26,6 +26,7 @@ QUICK = {
     "sources.data/debug.init_args": "{train: 96, val: 16, test: 24, test_compositional: 16}",
     "evaluation.language.init_args.data.limit": 4,
     "stages.image_text.data.scenes.modalities": '{image: png, audio: flac, text: "captions[*]"}',  # no loss hears it
+    "sweep": "[0.5]",
     "stages.image_text.steps": 4,
     "stages.audio_text.steps": 4,
     "stages.image_text.optimization.warmup_steps": 1,
@@ -78,11 +79,12 @@ def assert_close(run: Path, other: Path) -> None:
 @pytest.mark.slow
 def test_two_processes_equal_one(runs: Path) -> None:
     assert_close(runs / "one", runs / "two")
-    rows = [read_rows(runs / run / "metrics.jsonl") for run in ("one", "two")]
-    assert len(rows[0]) == len(rows[1])
-    assert [(row.direction, row.n_queries, row.n_gallery) for row in rows[0]] == [
-        (row.direction, row.n_queries, row.n_gallery) for row in rows[1]
-    ]
+    for table in ("metrics.jsonl", "sweep/0.50.jsonl"):
+        rows = [read_rows(runs / run / table) for run in ("one", "two")]
+        assert len(rows[0]) == len(rows[1])
+        assert [(row.direction, row.n_queries, row.n_gallery) for row in rows[0]] == [
+            (row.direction, row.n_queries, row.n_gallery) for row in rows[1]
+        ]
     memories = [final(runs / run)["mmalign"]["retention"] for run in ("one", "two")]
     assert memories[0].keys() == memories[1].keys()
 
