@@ -230,7 +230,7 @@ class Curriculum:
                 flush=True,
             )
         mid_stage = self.checkpoints.last_within(index)
-        if stage.least_squares and mid_stage is None:
+        if stage.least_squares:  # also on resume: methods begin with the model as it was before the first step
             with self.quarantine.reported():
                 fit_least_squares(experiment.model, [stage.data[source] for source in stage.least_squares])
         for method in methods.values():

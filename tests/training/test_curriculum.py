@@ -1,0 +1,90 @@
+"""What a curriculum keeps when it is interrupted, or starts from another run; on a model of two small towers."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from mmalign.training.config import check_config
+from mmalign.training.curriculum import Curriculum
+from mmalign.training.run import train
+from mmalign.training.yaml_config import read_config
+
+ROOT = Path(__file__).parents[2]
+SCENES = {"scenes": {"shards": "data/debug", "modalities": {"image": "png", "text": "captions[*]"}}}
+LANGUAGE = {"shards": "data/docstrings", "split": "test", "modalities": {"text": "txt"}, "limit": 2}
+
+
+def stage(steps=4, **more):
+    optimization = {"learning_rate": 0.01, "warmup_steps": 0}
+    plain = {"data": SCENES, "losses": {"image_text": 1.0}, "steps": steps, "batch_size": 8}
+    return plain | {"optimization": optimization} | more
+
+
+def small(*stages, **more):
+    """configs/debug.yaml without sounds and fusion, and with these stages, "one", "two", …"""
+    raw = read_config(ROOT / "configs" / "debug.yaml", {})
+    model = raw["model"]["init_args"]
+    del model["fusion"], model["encoders"]["audio"]
+    model |= more.pop("model", {})
+    docstrings = raw["sources"]["data/debug-docstrings"]
+    raw |= {
+        "sources": {"data/debug": raw["sources"]["data/debug"], "data/docstrings": docstrings},
+        "losses": {"image_text": raw["losses"]["image_text"]},
+        "stages": dict(zip(("one", "two"), stages, strict=False)),
+        "retention": {},
+        "evaluation": {
+            "language": {"class_path": "mmalign.evaluation.LanguageModeling", "init_args": {"data": LANGUAGE}}
+        },
+        "runtime": {"accelerator": "cpu", "workers": 0, "threads": 1, "progress_bar": False, "log_every_steps": 1},
+        "logging": {"mode": "disabled"},
+    }
+    raw["sources"]["data/debug"]["init_args"] = {"train": 48, "val": 16, "test": 24, "test_compositional": 16}
+    raw["runtime"] |= more.pop("runtime", {})
+    return check_config(raw | more)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def workplace(tmp_path_factory):
+    """A folder where the data are built once."""
+    before = Path.cwd()
+    os.chdir(tmp_path_factory.mktemp("curriculum"))
+    yield
+    os.chdir(before)
+
+
+def checkpoint(run, name="stage-01"):
+    return torch.load(Path(run) / "checkpoints" / f"{name}.ckpt", weights_only=True)
+
+
+def train_until_the_end_of(index, config, out):
+    """As if the process were killed before it saves the end of a stage."""
+    plain = Curriculum._save_end
+
+    def killed(self, ended):
+        if ended == index:
+            raise KeyboardInterrupt
+        plain(self, ended)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Curriculum, "_save_end", killed)
+        with pytest.raises(KeyboardInterrupt):
+            train(config, Path(out))
+
+
+def test_a_resumed_stage_begins_with_the_fitted_head():
+    wise = {"class_path": "mmalign.retention.WiSE", "init_args": {"components": ["projection.*"]}}
+    config = small(
+        stage(least_squares=["scenes"]),
+        model={"projection_heads": 2, "dim": 96, "least_squares": ["image", "text"]},
+        retention={"wise": wise},
+        runtime={"checkpoint_every_steps": 2},
+    )
+    train(config, Path("whole"))
+    train_until_the_end_of(1, config, "killed")
+    assert Path("killed/checkpoints/stage-01-step-00000002.ckpt").exists()
+    train(config, Path("killed"), resume=True)
+    whole, killed = (checkpoint(run)["state_dict"] for run in ("whole", "killed"))
+    assert whole.keys() == killed.keys()
+    assert [name for name in whole if not torch.equal(whole[name], killed[name])] == []
