@@ -1,6 +1,7 @@
 """Stage after stage: train, save, evaluate everything. A killed run goes on where its last checkpoint stands."""
 
 import time
+import warnings
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -77,12 +78,15 @@ class Curriculum:
         self.loggers = loggers
         names = list(self.experiment.stages)
         start = self._restore()
-        self._evaluate_unless_done("start", start)
+        self._evaluate_lost(start)
+        if start == 0:
+            self._evaluate_unless_done("start", 0)
         for index, name in enumerate(names, 1):
             if index > start:
                 self._train(index, name)
                 self._save_end(index)
-            self._evaluate_unless_done(name, index)
+            if index >= start:
+                self._evaluate_unless_done(name, index)
         return self.rows
 
     def steps_done(self) -> int | None:
@@ -102,16 +106,22 @@ class Curriculum:
                 self._load_weights(initial["state_dict"], self.experiment.initial_checkpoint)
             self._save_end(0)
             return 0
-        state = load_checkpoint(self.checkpoints.end_of(last))
-        self._load_weights(state["state_dict"], str(self.checkpoints.end_of(last)))
-        facts = state["mmalign"]
+        facts = self._load_end(last)
         for name, method in self.experiment.retention.items():
             method.load_state_dict(facts["retention"].get(name, {}))
-        for name, evaluator in self.experiment.evaluation.items():
-            evaluator.load_state_dict(facts["evaluators"].get(name, {}))
         self.costs = [StageCost(**cost) for cost in facts["costs"]]
         self.stage_facts = list(facts["stages"])
         return last
+
+    def _load_end(self, index: int) -> dict[str, Any]:
+        """Weights and evaluators as they were at the end of a stage; returns its facts."""
+        path = self.checkpoints.end_of(index)
+        state = load_checkpoint(path)
+        self._load_weights(state["state_dict"], str(path))
+        facts: dict[str, Any] = state["mmalign"]
+        for name, evaluator in self.experiment.evaluation.items():
+            evaluator.load_state_dict(facts["evaluators"].get(name, {}))
+        return facts
 
     def _rows_until(self, last: int) -> list[Row]:
         """What was measured up to that stage; figures of a stage whose checkpoint is gone are of other weights."""
@@ -164,13 +174,37 @@ class Curriculum:
 
     # --- evaluation ----------------------------------------------------------------------------------------------
 
-    def _evaluate_unless_done(self, name: str, index: int) -> None:
-        if any(row.stage == name for row in self.rows) or (name == "start" and index > 0):
-            return
+    def _evaluate_lost(self, restored: int) -> None:
+        """The stages before the restored one that metrics.jsonl lacks, each with the weights at its own end."""
+        names = ["start", *self.experiment.stages]
+        known = {row.stage for row in self.rows}
+        lost = [index for index in range(restored) if names[index] not in known]
+        for index in lost:
+            path = self.checkpoints.end_of(index)
+            if not path.exists():
+                warnings.warn(
+                    f"{self.directory / 'metrics.jsonl'} has no figures of {names[index]!r}, and {path} is gone, too",
+                    stacklevel=2,
+                )
+                continue
+            self._load_end(index)
+            self._evaluate(index)
+        if lost:
+            self._load_end(restored)
+            if self.rank == 0:
+                write_rows(self.directory / "metrics.jsonl", self.rows)
+
+    def _evaluate(self, index: int) -> list[Row]:
         self.experiment.model.to(self.device)
         with self.quarantine.reported():
             rows = evaluate_all(self.experiment.model, self.experiment.evaluation, self.moment(index))
-        self.rows += rows
+        self.rows = sorted([*self.rows, *rows], key=lambda row: row.stage_index)
+        return rows
+
+    def _evaluate_unless_done(self, name: str, index: int) -> None:
+        if any(row.stage == name for row in self.rows):
+            return
+        rows = self._evaluate(index)
         self.evaluated = True
         if self.rank == 0:
             if index == 0:

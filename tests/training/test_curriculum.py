@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from mmalign.evaluation.table import read_rows, write_rows
 from mmalign.training.config import check_config
 from mmalign.training.curriculum import Curriculum
 from mmalign.training.run import train
@@ -88,3 +89,20 @@ def test_a_resumed_stage_begins_with_the_fitted_head():
     whole, killed = (checkpoint(run)["state_dict"] for run in ("whole", "killed"))
     assert whole.keys() == killed.keys()
     assert [name for name in whole if not torch.equal(whole[name], killed[name])] == []
+
+
+def test_lost_figures_are_measured_again_on_the_weights_of_their_stage():
+    config = small(stage(steps=2), stage(steps=2))
+    train(config, Path("lost"))
+    metrics = Path("lost/metrics.jsonl")
+    before = read_rows(metrics)
+    values = {row.stage: row.value for row in before if row.main}
+    assert len(set(values.values())) == len(values) == 3
+    write_rows(metrics, [row for row in before if row.stage == "two"])
+    train(config, Path("lost"), resume=True)
+    assert read_rows(metrics) == before
+    metrics.unlink()
+    Path("lost/checkpoints/stage-01.ckpt").unlink()
+    with pytest.warns(UserWarning, match=r"has no figures of 'one', and .*stage-01\.ckpt is gone"):
+        train(config, Path("lost"), resume=True)
+    assert read_rows(metrics) == [row for row in before if row.stage != "one"]
