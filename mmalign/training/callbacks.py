@@ -129,7 +129,7 @@ def stop_unless_finite(module: torch.nn.Module, place: str) -> None:
 class Checkpoints(L.Callback):
     """Saves within a stage every so many steps or minutes, and on SIGTERM, after which the process exits with 143.
 
-    The end of a stage is saved by the curriculum.
+    The end of a stage is saved by the curriculum, which then exits if `terminated` was set during the last step.
     """
 
     def __init__(self, folder: CheckpointFolder, every_steps: int, every_minutes: float) -> None:
@@ -137,14 +137,14 @@ class Checkpoints(L.Callback):
         self.every_steps = every_steps
         self.every_seconds = every_minutes * 60
         self._saved = time.monotonic()
-        self._terminated = threading.Event()
+        self.terminated = threading.Event()
         self._previous: Any = None
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         self._saved = time.monotonic()
         if threading.current_thread() is threading.main_thread():
             # in place of Lightning's handler, which ends the loop without saving
-            self._previous = signal.signal(signal.SIGTERM, lambda *_: self._terminated.set())
+            self._previous = signal.signal(signal.SIGTERM, lambda *_: self.terminated.set())
 
     def teardown(self, trainer: L.Trainer, module: L.LightningModule, stage: str) -> None:
         if self._previous is not None:
@@ -157,7 +157,7 @@ class Checkpoints(L.Callback):
         assert isinstance(module, AlignmentModule)
         step = trainer.global_step
         late = trainer.strategy.broadcast(time.monotonic() - self._saved >= self.every_seconds)
-        terminated = trainer.strategy.reduce_boolean_decision(self._terminated.is_set(), all=False)
+        terminated = trainer.strategy.reduce_boolean_decision(self.terminated.is_set(), all=False)
         if step >= trainer.max_steps:
             return
         if terminated or late or step % self.every_steps == 0:

@@ -67,6 +67,7 @@ class Curriculum:
         self.stage_facts: list[dict[str, Any]] = []
         self.device = torch.device("cpu")
         self.evaluated = False
+        self.terminated = False  # while a stage's last step was under way
         experiment.model.cached = {
             name
             for name in experiment.cached
@@ -85,6 +86,8 @@ class Curriculum:
             if index > start:
                 self._train(index, name)
                 self._save_end(index)
+                if self.terminated:
+                    raise SystemExit(143)
             if index >= start:
                 self._evaluate_unless_done(name, index)
         return self.rows
@@ -270,7 +273,7 @@ class Curriculum:
         for method in methods.values():
             method.begin(plan, experiment.model, dict(experiment.losses))
         samples = sum(len(ShardSet.open(data.shards, data.split)) for data in plan.data.values())
-        trainer, cost = self._trainer(plan, stage, experiment.max_fault_share * samples)
+        trainer, cost, checkpoints = self._trainer(plan, stage, experiment.max_fault_share * samples)
         with self.quarantine.reported():
             stream = self._stream(plan, trainer.world_size, trainer.global_rank)
         loader = StageLoader(stream, workers=runtime.workers)
@@ -279,6 +282,7 @@ class Curriculum:
         trainer.fit(module, loader, ckpt_path=None if mid_stage is None else str(mid_stage), weights_only=True)
         stop_unless_finite(module, f"stage {name!r}, its last step")
         self.device = trainer.strategy.root_device
+        self.terminated = trainer.strategy.reduce_boolean_decision(checkpoints.terminated.is_set(), all=False)
         module.to(self.device)  # Lightning has taken it back to the CPU
         for method in reversed(methods.values()):
             method.end(plan, experiment.model, dict(experiment.losses))
@@ -324,18 +328,21 @@ class Curriculum:
             for source, data in sources.items()
         }
 
-    def _trainer(self, plan: StagePlan, stage: Stage, allowed_faults: float) -> tuple[L.Trainer, CostMeter]:
+    def _trainer(
+        self, plan: StagePlan, stage: Stage, allowed_faults: float
+    ) -> tuple[L.Trainer, CostMeter, Checkpoints]:
         runtime = self.experiment.runtime
         offset = self._steps_before(plan.index)
         cost = CostMeter(runtime.price_per_hour)
         splits = {(name, data.split) for name, data in plan.data.items()}
+        checkpoints = Checkpoints(self.checkpoints, runtime.checkpoint_every_steps, runtime.checkpoint_every_minutes)
         callbacks: list[L.Callback] = [
             Journal(self.loggers.log, offset, runtime.log_every_steps, self.quarantine, splits, allowed_faults),
             cost,
-            Checkpoints(self.checkpoints, runtime.checkpoint_every_steps, runtime.checkpoint_every_minutes),
+            checkpoints,
         ]
         distributed = runtime.devices * runtime.num_nodes > 1
-        return L.Trainer(
+        trainer = L.Trainer(
             default_root_dir=self.directory,
             accelerator=runtime.accelerator,
             devices=runtime.devices,
@@ -353,4 +360,5 @@ class Curriculum:
             enable_progress_bar=runtime.progress_bar,
             use_distributed_sampler=False,
             num_sanity_val_steps=0,
-        ), cost
+        )
+        return trainer, cost, checkpoints

@@ -1,6 +1,7 @@
 """What a curriculum keeps when it is interrupted, or starts from another run; on a model of two small towers."""
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from mmalign.evaluation.table import read_rows, write_rows
 from mmalign.training.config import check_config
 from mmalign.training.curriculum import Curriculum
+from mmalign.training.module import AlignmentModule
 from mmalign.training.run import train
 from mmalign.training.yaml_config import read_config
 
@@ -106,3 +108,21 @@ def test_lost_figures_are_measured_again_on_the_weights_of_their_stage():
     with pytest.warns(UserWarning, match=r"has no figures of 'one', and .*stage-01\.ckpt is gone"):
         train(config, Path("lost"), resume=True)
     assert read_rows(metrics) == [row for row in before if row.stage != "one"]
+
+
+@pytest.mark.parametrize("step", [0, 1])
+def test_sigterm_ends_the_process_also_in_the_last_step_of_a_stage(step, monkeypatch):
+    plain = AlignmentModule.training_step
+
+    def terminated(self, batch, number):
+        if self.plan.name == "one" and self.global_step == step:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return plain(self, batch, number)
+
+    out = Path(f"terminated-{step}")
+    monkeypatch.setattr(AlignmentModule, "training_step", terminated)
+    with pytest.raises(SystemExit) as exit:
+        train(small(stage(steps=2), stage(steps=2)), out)
+    assert exit.value.code == 143
+    saved = "stage-01-step-00000001.ckpt" if step == 0 else "stage-01.ckpt"
+    assert sorted(path.name for path in (out / "checkpoints").iterdir()) == ["stage-00.ckpt", saved]
