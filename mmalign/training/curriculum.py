@@ -272,7 +272,8 @@ class Curriculum:
                 fit_least_squares(experiment.model, [stage.data[source] for source in stage.least_squares])
         for method in methods.values():
             method.begin(plan, experiment.model, dict(experiment.losses))
-        samples = sum(len(ShardSet.open(data.shards, data.split)) for data in plan.data.values())
+        sizes = ((len(ShardSet.open(data.shards, data.split)), data.limit) for data in plan.data.values())
+        samples = sum(size if limit is None else min(size, limit) for size, limit in sizes)
         trainer, cost, checkpoints = self._trainer(plan, stage, experiment.max_fault_share * samples)
         with self.quarantine.reported():
             stream = self._stream(plan, trainer.world_size, trainer.global_rank)

@@ -126,3 +126,13 @@ def test_sigterm_ends_the_process_also_in_the_last_step_of_a_stage(step, monkeyp
     assert exit.value.code == 143
     saved = "stage-01-step-00000001.ckpt" if step == 0 else "stage-01.ckpt"
     assert sorted(path.name for path in (out / "checkpoints").iterdir()) == ["stage-00.ckpt", saved]
+
+
+def test_the_share_of_faults_is_that_of_the_samples_that_a_stage_may_draw():
+    config = small(stage(data={"scenes": SCENES["scenes"] | {"limit": 16}}), max_fault_share=0.13)
+    seen = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Curriculum, "_trainer", lambda self, plan, stage, allowed: seen.append(allowed) or 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            train(config, Path("share"))
+    assert seen == [pytest.approx(0.13 * 16)]
