@@ -34,8 +34,7 @@ def teacher_of(model: Aligner) -> Aligner:
 
 def _aligned(plan: StagePlan) -> list[tuple[str, str]]:
     """What earlier stages aligned: pairs of two modalities."""
-    past = {tuple(sorted(pair)) for stage in plan.past for pair in stage.pairs.values()}
-    return [(pair[0], pair[1]) for pair in sorted(past) if pair[0] != pair[1]]
+    return [(a, b) for a, b in plan.past_pairs() if a != b]
 
 
 class _Distillation(Retention):
@@ -110,7 +109,7 @@ class ZSCL(_Distillation):
         self.temperature = temperature
 
     def prepare(self, plan: StagePlan, model: Aligner) -> None:
-        if self.reference is not None and plan.past:
+        if self.reference is not None and plan.past_pairs():
             plan.replay[f"{self.name or 'zscl'}.reference"] = self.reference, self.share
 
     def penalty(self, model: Aligner, batch: Batch, embeddings: Embeddings) -> dict[str, Tensor]:

@@ -65,6 +65,7 @@ class Curriculum:
         self.rows: list[Row] = []
         self.costs: list[StageCost] = []
         self.stage_facts: list[dict[str, Any]] = []
+        self.initial_pairs: list[list[str]] = []
         self.device = torch.device("cpu")
         self.evaluated = False
         self.terminated = False  # while a stage's last step was under way
@@ -106,12 +107,14 @@ class Curriculum:
         if last is None:
             if self.experiment.initial_checkpoint is not None:
                 initial = load_checkpoint(Path(self.experiment.initial_checkpoint))
+                self.initial_pairs = initial["mmalign"]["trained_pairs"]
                 self._load_weights(initial["state_dict"], self.experiment.initial_checkpoint)
             self._save_end(0)
             return 0
         facts = self._load_end(last)
         for name, method in self.experiment.retention.items():
             method.load_state_dict(facts["retention"].get(name, {}))
+        self.initial_pairs = facts["initial_pairs"]
         self.costs = [StageCost(**cost) for cost in facts["costs"]]
         self.stage_facts = list(facts["stages"])
         return last
@@ -150,6 +153,7 @@ class Curriculum:
             "total_step": self._steps_before(index + 1),
             "spec": {name: encoder.spec for name, encoder in self.experiment.model.encoders.items()},
             "trained_pairs": sorted(sorted(pair) for pair in self.trained_pairs(index)),
+            "initial_pairs": self.initial_pairs,
             "evaluators": {name: e.state_dict() for name, e in self.experiment.evaluation.items()},
             "costs": [asdict(cost) for cost in self.costs],
             "stages": self.stage_facts,
@@ -169,11 +173,11 @@ class Curriculum:
         return sum(stage.total_steps for stage in list(self.experiment.stages.values())[: index - 1])
 
     def trained_pairs(self, index: int) -> frozenset[frozenset[str]]:
-        """Pairs that stages 1 … index have aligned, also those that a method added (see Joint)."""
+        """Pairs aligned by stages 1 … index, also those that a method added (see Joint), and before the run."""
         stages = list(self.experiment.stages.values())[:index]
         pairs = [self.experiment.losses[name].pair for stage in stages for name in stage.losses]
         added = [pair for facts in self.stage_facts[:index] for pair in facts.get("pairs", [])]
-        return frozenset(frozenset(pair) for pair in [*pairs, *added])
+        return frozenset(frozenset(pair) for pair in [*self.initial_pairs, *pairs, *added])
 
     # --- evaluation ----------------------------------------------------------------------------------------------
 
@@ -241,6 +245,7 @@ class Curriculum:
                 trainable=dict(stage.trainable),
                 seed=self.experiment.seed,
                 directory=self.directory,
+                initial_pairs=[(a, b) for a, b in self.initial_pairs],
                 pairs={loss: self.experiment.losses[loss].pair for loss in stage.losses},
             )
             for number, (name, stage) in enumerate(self.experiment.stages.items(), 1)

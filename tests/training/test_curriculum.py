@@ -34,7 +34,7 @@ def small(*stages, **more):
     docstrings = raw["sources"]["data/debug-docstrings"]
     raw |= {
         "sources": {"data/debug": raw["sources"]["data/debug"], "data/docstrings": docstrings},
-        "losses": {"image_text": raw["losses"]["image_text"]},
+        "losses": {name: raw["losses"][name] for name in ("image_text", "language")},
         "stages": dict(zip(("one", "two"), stages, strict=False)),
         "retention": {},
         "evaluation": {
@@ -136,3 +136,19 @@ def test_the_share_of_faults_is_that_of_the_samples_that_a_stage_may_draw():
         with pytest.raises(ZeroDivisionError):
             train(config, Path("share"))
     assert seen == [pytest.approx(0.13 * 16)]
+
+
+def test_what_the_initial_checkpoint_was_trained_on_is_known():
+    train(small(stage(steps=1)), Path("first"))
+    docstrings = {"docstrings": {"shards": "data/docstrings", "modalities": {"text": "txt"}, "language": True}}
+    config = small(
+        stage(steps=2, data=docstrings, losses={"language": 1.0}),
+        retention={"lwf": {"class_path": "mmalign.retention.LwF"}},
+        initial_checkpoint="first/checkpoints/stage-01.ckpt",
+        runtime={"checkpoint_every_steps": 1},
+    )
+    train_until_the_end_of(1, config, "second")
+    assert checkpoint("second", "stage-00")["mmalign"]["trained_pairs"] == [["image", "text"]]
+    train(config, Path("second"), resume=True)
+    assert checkpoint("second")["mmalign"]["trained_pairs"] == [["image", "text"], ["text"]]
+    assert "loss/lwf.vectors" in Path("second/train.csv").read_text().splitlines()[0]
