@@ -145,14 +145,16 @@ class Curriculum:
         except RuntimeError as error:
             raise ValueError(f"{origin}: does not fit this configuration's model and losses: {error}") from None
 
-    def _facts(self, index: int) -> dict[str, Any]:
+    def _facts(self, index: int, within: StagePlan | None = None) -> dict[str, Any]:
+        """Of a checkpoint at the end of stage `index`, or within it; then `total_step` is that of its beginning."""
+        pairs = self.trained_pairs(index) | {frozenset(pair) for pair in (within.pairs.values() if within else ())}
         return {
             "version": 1,
             "config": self.config,
             "stage_index": index,
-            "total_step": self._steps_before(index + 1),
+            "total_step": self._steps_before(index if within else index + 1),
             "spec": {name: encoder.spec for name, encoder in self.experiment.model.encoders.items()},
-            "trained_pairs": sorted(sorted(pair) for pair in self.trained_pairs(index)),
+            "trained_pairs": sorted(sorted(pair) for pair in pairs),
             "initial_pairs": self.initial_pairs,
             "evaluators": {name: e.state_dict() for name, e in self.experiment.evaluation.items()},
             "costs": [asdict(cost) for cost in self.costs],
@@ -262,9 +264,8 @@ class Curriculum:
         stage = experiment.stages[name]
         methods = self._active(stage)
         plan = self.plan(index)
-        module = AlignmentModule(
-            experiment.model, experiment.losses, methods, stage, plan, runtime, self._facts(index - 1)
-        )
+        facts = self._facts(index, within=plan)
+        module = AlignmentModule(experiment.model, experiment.losses, methods, stage, plan, runtime, facts)
         if self.rank == 0:
             print(
                 f"stage {index} of {len(experiment.stages)}, {name}: {plan.steps} steps of {plan.batch_size}; "
@@ -295,8 +296,8 @@ class Curriculum:
         stored = sum(method.bytes_stored() for method in experiment.retention.values())
         self.costs.append(cost.result(name, time.perf_counter() - started, stored))
         counts = parameter_counts(experiment.model)
-        facts = {"name": name, "steps": plan.steps, "batch_size": plan.batch_size, "trainable": counts}
-        self.stage_facts.append(facts | {"pairs": sorted(sorted(pair) for pair in plan.pairs.values())})
+        done = {"name": name, "steps": plan.steps, "batch_size": plan.batch_size, "trainable": counts}
+        self.stage_facts.append(done | {"pairs": sorted(sorted(pair) for pair in plan.pairs.values())})
         if self.rank == 0:
             write_json(self.directory / "cost.json", [asdict(cost) for cost in self.costs])
 

@@ -28,7 +28,7 @@ class AlignmentModule(L.LightningModule):
         stage: its configuration.
         plan: the stage after the retention methods had their say.
         runtime: for the chunk size.
-        facts: plain values that every checkpoint carries under "mmalign".
+        facts: plain values that every checkpoint carries under "mmalign"; to `total_step` the stage's steps are added.
     """
 
     def __init__(
@@ -111,6 +111,7 @@ class AlignmentModule(L.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["mmalign"] = {
             **self.facts,
+            "total_step": self.facts["total_step"] + self.global_step,
             "stage_step": self.global_step,
             "retention": {name: method.state_dict() for name, method in self.retention.items()},
         }

@@ -10,6 +10,7 @@ import torch
 from mmalign.evaluation.table import read_rows, write_rows
 from mmalign.training.config import check_config
 from mmalign.training.curriculum import Curriculum
+from mmalign.training.load import load_model
 from mmalign.training.module import AlignmentModule
 from mmalign.training.run import train
 from mmalign.training.yaml_config import read_config
@@ -152,3 +153,24 @@ def test_what_the_initial_checkpoint_was_trained_on_is_known():
     train(config, Path("second"), resume=True)
     assert checkpoint("second")["mmalign"]["trained_pairs"] == [["image", "text"], ["text"]]
     assert "loss/lwf.vectors" in Path("second/train.csv").read_text().splitlines()[0]
+
+
+def test_a_checkpoint_within_a_stage_says_where_it_stands_and_loads():
+    config = small(stage(steps=1), stage(steps=2), runtime={"checkpoint_every_steps": 1})
+    train_until_the_end_of(2, config, "within")
+    _, facts = load_model(Path("within"))
+    assert [facts[key] for key in ("stage_index", "stage_step", "total_step")] == [2, 1, 2]
+    assert facts["trained_pairs"] == [["image", "text"]]
+
+
+def test_a_run_interrupted_with_lora_gives_the_model_of_the_stage_before():
+    lora = {"class_path": "mmalign.retention.LoRA", "init_args": {"components": ["encoder.text"], "rank": 2}}
+    config = small(stage(steps=2), retention={"lora": lora}, runtime={"checkpoint_every_steps": 1})
+    train_until_the_end_of(1, config, "adapted")
+    with pytest.warns(UserWarning, match=r"stage-01-step-00000001\.ckpt is within a stage of LoRA; .*stage-00\.ckpt"):
+        model, facts = load_model(Path("adapted"))
+    assert facts["stage_index"] == 0
+    saved = checkpoint("adapted", "stage-00")["state_dict"]
+    assert all(torch.equal(weight, saved[f"model.{name}"]) for name, weight in model.state_dict().items())
+    with pytest.raises(ValueError, match=r"stage-01-step-00000001\.ckpt: within a stage of LoRA"):
+        load_model(Path("adapted/checkpoints/stage-01-step-00000001.ckpt"))
