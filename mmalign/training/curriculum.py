@@ -1,6 +1,5 @@
 """Stage after stage: train, save, evaluate everything. A killed run goes on where its last checkpoint stands."""
 
-import time
 import warnings
 from dataclasses import asdict
 from pathlib import Path
@@ -21,7 +20,7 @@ from mmalign.evaluation.base import Moment
 from mmalign.evaluation.run import evaluate_all
 from mmalign.evaluation.table import Row, read_rows, write_rows
 from mmalign.retention.base import Retention, StagePlan, preprocess_of
-from mmalign.training.callbacks import Checkpoints, Journal, stop_unless_finite
+from mmalign.training.callbacks import Checkpoints, Journal, Stopwatch, stop_unless_finite
 from mmalign.training.checkpoints import AtomicCheckpointIO, CheckpointFolder, load_checkpoint, save_atomically
 from mmalign.training.cost import CostMeter, StageCost
 from mmalign.training.experiment import Experiment, Stage
@@ -280,12 +279,14 @@ class Curriculum:
             method.begin(plan, experiment.model, dict(experiment.losses))
         sizes = ((len(ShardSet.open(data.shards, data.split)), data.limit) for data in plan.data.values())
         samples = sum(size if limit is None else min(size, limit) for size, limit in sizes)
-        trainer, cost, checkpoints = self._trainer(plan, stage, experiment.max_fault_share * samples)
+        checkpoints = Checkpoints(self.checkpoints, runtime.checkpoint_every_steps, runtime.checkpoint_every_minutes)
+        clock = Stopwatch()
+        trainer, cost = self._trainer(plan, stage, experiment.max_fault_share * samples, [checkpoints, clock])
         with self.quarantine.reported():
             stream = self._stream(plan, trainer.world_size, trainer.global_rank)
         loader = StageLoader(stream, workers=runtime.workers)
         module.train()  # Lightning leaves the modes as they are
-        started = time.perf_counter()
+        clock.start()
         trainer.fit(module, loader, ckpt_path=None if mid_stage is None else str(mid_stage), weights_only=True)
         stop_unless_finite(module, f"stage {name!r}, its last step")
         self.device = trainer.strategy.root_device
@@ -294,7 +295,7 @@ class Curriculum:
         for method in reversed(methods.values()):
             method.end(plan, experiment.model, dict(experiment.losses))
         stored = sum(method.bytes_stored() for method in experiment.retention.values())
-        self.costs.append(cost.result(name, time.perf_counter() - started, stored))
+        self.costs.append(cost.result(name, clock.seconds, stored))
         counts = parameter_counts(experiment.model)
         done = {"name": name, "steps": plan.steps, "batch_size": plan.batch_size, "trainable": counts}
         self.stage_facts.append(done | {"pairs": sorted(sorted(pair) for pair in plan.pairs.values())})
@@ -336,20 +337,15 @@ class Curriculum:
         }
 
     def _trainer(
-        self, plan: StagePlan, stage: Stage, allowed_faults: float
-    ) -> tuple[L.Trainer, CostMeter, Checkpoints]:
+        self, plan: StagePlan, stage: Stage, allowed_faults: float, callbacks: list[L.Callback]
+    ) -> tuple[L.Trainer, CostMeter]:
         runtime = self.experiment.runtime
         offset = self._steps_before(plan.index)
         cost = CostMeter(runtime.price_per_hour)
         splits = {(name, data.split) for name, data in plan.data.items()}
-        checkpoints = Checkpoints(self.checkpoints, runtime.checkpoint_every_steps, runtime.checkpoint_every_minutes)
-        callbacks: list[L.Callback] = [
-            Journal(self.loggers.log, offset, runtime.log_every_steps, self.quarantine, splits, allowed_faults),
-            cost,
-            checkpoints,
-        ]
+        journal = Journal(self.loggers.log, offset, runtime.log_every_steps, self.quarantine, splits, allowed_faults)
         distributed = runtime.devices * runtime.num_nodes > 1
-        trainer = L.Trainer(
+        return L.Trainer(
             default_root_dir=self.directory,
             accelerator=runtime.accelerator,
             devices=runtime.devices,
@@ -359,7 +355,7 @@ class Curriculum:
             max_steps=plan.steps,
             max_epochs=-1,
             gradient_clip_val=stage.optimization.gradient_clip,
-            callbacks=callbacks,
+            callbacks=[journal, cost, *callbacks],
             plugins=[AtomicCheckpointIO()],
             logger=False,
             enable_checkpointing=False,
@@ -367,5 +363,4 @@ class Curriculum:
             enable_progress_bar=runtime.progress_bar,
             use_distributed_sampler=False,
             num_sanity_val_steps=0,
-        )
-        return trainer, cost, checkpoints
+        ), cost

@@ -1,5 +1,6 @@
 """What a curriculum keeps when it is interrupted, or starts from another run; on a model of two small towers."""
 
+import json
 import os
 import signal
 from pathlib import Path
@@ -133,7 +134,7 @@ def test_the_share_of_faults_is_that_of_the_samples_that_a_stage_may_draw():
     config = small(stage(data={"scenes": SCENES["scenes"] | {"limit": 16}}), max_fault_share=0.13)
     seen = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Curriculum, "_trainer", lambda self, plan, stage, allowed: seen.append(allowed) or 1 / 0)
+        patch.setattr(Curriculum, "_trainer", lambda self, plan, stage, allowed, *_: seen.append(allowed) or 1 / 0)
         with pytest.raises(ZeroDivisionError):
             train(config, Path("share"))
     assert seen == [pytest.approx(0.13 * 16)]
@@ -155,12 +156,28 @@ def test_what_the_initial_checkpoint_was_trained_on_is_known():
     assert "loss/lwf.vectors" in Path("second/train.csv").read_text().splitlines()[0]
 
 
+def two_steps():
+    return small(stage(steps=1), stage(steps=2), runtime={"checkpoint_every_steps": 1, "price_per_hour": 3600.0})
+
+
 def test_a_checkpoint_within_a_stage_says_where_it_stands_and_loads():
-    config = small(stage(steps=1), stage(steps=2), runtime={"checkpoint_every_steps": 1})
-    train_until_the_end_of(2, config, "within")
+    train_until_the_end_of(2, two_steps(), "within")
     _, facts = load_model(Path("within"))
     assert [facts[key] for key in ("stage_index", "stage_step", "total_step")] == [2, 1, 2]
     assert facts["trained_pairs"] == [["image", "text"]]
+
+
+def test_a_resumed_stage_costs_the_time_of_all_its_processes():
+    if not Path("within").exists():
+        train_until_the_end_of(2, two_steps(), "within")
+    saved = Path("within/checkpoints/stage-02-step-00000001.ckpt")
+    content = torch.load(saved, weights_only=True)
+    content["callbacks"]["Stopwatch"]["seconds"] += 1000.0
+    torch.save(content, saved)
+    train(two_steps(), Path("within"), resume=True)
+    _, cost = json.loads(Path("within/cost.json").read_text())
+    assert cost["seconds"] > 1000
+    assert cost["price"] == pytest.approx(cost["seconds"])
 
 
 def test_a_run_interrupted_with_lora_gives_the_model_of_the_stage_before():
