@@ -29,7 +29,7 @@ from mmalign.training.logging import RunLoggers
 from mmalign.training.module import AlignmentModule
 from mmalign.training.run_files import write_json
 from mmalign.training.towers import compile_towers, recompute_layers
-from mmalign.training.trainable import describe_trainable, parameter_counts, wanted_of
+from mmalign.training.trainable import describe_trainable, parameter_counts, wanted_of, warn_of_batch_norm
 
 
 class Curriculum:
@@ -286,6 +286,8 @@ class Curriculum:
             stream = self._stream(plan, trainer.world_size, trainer.global_rank)
         loader = StageLoader(stream, workers=runtime.workers)
         module.train()  # Lightning leaves the modes as they are
+        if self.rank == 0:
+            warn_of_batch_norm(experiment.model, trainer.world_size)
         clock.start()
         trainer.fit(module, loader, ckpt_path=None if mid_stage is None else str(mid_stage), weights_only=True)
         stop_unless_finite(module, f"stage {name!r}, its last step")

@@ -63,7 +63,8 @@ class Runtime:
     """Where and how it runs; changing these between a run and its resumption is allowed.
 
     Attributes:
-        accelerator, devices, num_nodes, precision: as in lightning.Trainer.
+        accelerator, devices, num_nodes, precision: as in lightning.Trainer. Loss and gradients are the same on any
+            number of ranks, except where batch norm is trained: its statistics are those of a rank's own rows.
         workers: processes that read and decode, per rank; 0 decodes in the training process.
         threads: of torch, in the training process; None leaves torch's choice.
         chunk_size: gradient caching: the towers see this many samples at a time, the loss sees the whole batch, and

@@ -1,9 +1,11 @@
 """Which parameters a stage trains, and the one line that says so."""
 
+import warnings
 from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
 
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from mmalign.encoders.base import Encoder
 from mmalign.model import Aligner
@@ -84,6 +86,25 @@ def frozen_modules(model: Aligner) -> list[nn.Module]:
 
     visit(model)
     return found
+
+
+def warn_of_batch_norm(model: Aligner, ranks: int) -> None:
+    """With several ranks, warn of batch norm in training mode: each rank's statistics are those of its own rows.
+
+    torch.nn.SyncBatchNorm is no way out: it waits for all ranks, and one whose rows all lack a modality has no part in
+    that modality's tower.
+    """
+    found = [
+        name
+        for name, component in model.components().items()
+        if any(isinstance(module, _BatchNorm) and module.training for module in component.modules())
+    ]
+    if ranks > 1 and found:
+        warnings.warn(
+            f"{', '.join(found)}: batch norm sees the rows of its own rank alone, so that gradients with {ranks} ranks "
+            "are not quite those with one; freeze it, or take a model with another norm",
+            stacklevel=2,
+        )
 
 
 def parameter_counts(model: Aligner) -> dict[str, tuple[int, int]]:

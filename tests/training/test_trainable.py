@@ -1,11 +1,13 @@
 """A stage trains what its losses and methods reach, and nothing else."""
 
+import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from mmalign.data.config import ShardData
+from mmalign.encoders import ImageTimm
 from mmalign.losses.base import Loss
 from mmalign.model import Aligner
 from mmalign.retention import DER, EMA, EWC, ZSCL, LwF, Replay, Retention, StagePlan, TextReplay, TowerDistillation
@@ -13,7 +15,7 @@ from mmalign.retention.policies import ENTRY
 from mmalign.training.config import build_part, check_config
 from mmalign.training.experiment import Runtime, Stage
 from mmalign.training.module import AlignmentModule
-from mmalign.training.trainable import parameter_counts
+from mmalign.training.trainable import parameter_counts, warn_of_batch_norm
 from mmalign.training.yaml_config import read_config
 
 DEBUG = Path(__file__).parents[2] / "configs" / "debug.yaml"
@@ -63,6 +65,19 @@ def test_next_token_prediction_leaves_the_projection(parts):
     assert trained(*parts, ["language"], []) == {"encoder.text"}
     with_method = trained(*parts, ["audio_text"], [TextReplay(TEXT)])
     assert with_method == {"encoder.audio", "projection.audio", "encoder.text", "projection.text"}
+
+
+def test_batch_norm_is_warned_of_where_it_is_trained_on_several_ranks(parts):
+    options = {"channels": [8, 8, 16, 16], "stem_width": 8}
+    tower = ImageTimm("resnet10t", size=32, options=options)
+    model = Aligner({"image": tower}, dim=8)
+    with pytest.warns(UserWarning, match=r"^encoder\.image: batch norm .* with 2 ranks"):
+        warn_of_batch_norm(model, 2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warn_of_batch_norm(parts[0].train(), 2)
+        warn_of_batch_norm(model, 1)
+        warn_of_batch_norm(model.eval(), 2)  # as frozen towers are
 
 
 def trained(model, losses, active, methods):
