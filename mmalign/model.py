@@ -16,6 +16,11 @@ from mmalign.fusion.base import Fusion
 FUSED = "fused"
 
 
+def components_behind(modality: str) -> set[str]:
+    """Globs of the components that a modality's vectors come out of; a fused one comes out of all."""
+    return {"*"} if modality == FUSED else {f"encoder.{modality}", f"projection.{modality}"}
+
+
 class Projection(nn.Module):
     """A tower's pooled output -> the shared space: linear, plus a residual two-layer perceptron when `hidden` > 0.
 

@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from mmalign.batch import Embeddings
+from mmalign.model import components_behind
 
 
 class Loss(nn.Module):
@@ -26,6 +27,10 @@ class Loss(nn.Module):
 
     @abstractmethod
     def forward(self, embeddings: Embeddings) -> Float[Tensor, ""]: ...
+
+    def reaches(self) -> set[str]:
+        """Globs of the model's components that get a gradient from it; a stage freezes what nothing reaches."""
+        return {glob for modality in self.pair for glob in components_behind(modality)}
 
     def anchor_count(self, embeddings: Embeddings) -> Float[Tensor, ""]:
         """What the result is divided by: by default the samples, of all ranks, that have both modalities."""

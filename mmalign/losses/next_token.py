@@ -34,6 +34,9 @@ class NextToken(Loss):
         super().__init__()
         self.pair = (modality, modality)
 
+    def reaches(self) -> set[str]:
+        return {f"encoder.{self.pair[0]}"}  # likelihoods come out of the tower, before its projection
+
     def anchor_count(self, embeddings: Embeddings) -> Float[Tensor, ""]:
         """Tokens predicted, over all rows."""
         return self._likelihoods(embeddings)[:, 1].detach().sum()

@@ -29,6 +29,7 @@ class StagePlan:
         seed: of the run.
         directory: the run's folder; a method writes below directory / "retention".
         past, future: the plans of the stages before and after this one, as they were configured.
+        initial_pairs: what the checkpoint that the run started from had been trained on: pairs of modalities.
         pairs: the two modalities that each of `losses` aligns, by the loss's name.
         separate_replay: replayed rows and new rows are no negatives of each other.
     """
@@ -45,8 +46,14 @@ class StagePlan:
     past: list["StagePlan"] = field(default_factory=list)
     future: list["StagePlan"] = field(default_factory=list)
     replay: dict[str, tuple[ShardData, float]] = field(default_factory=dict)
+    initial_pairs: list[tuple[str, str]] = field(default_factory=list)
     pairs: dict[str, tuple[str, str]] = field(default_factory=dict)
     separate_replay: bool = False
+
+    def past_pairs(self) -> list[tuple[str, str]]:
+        """The pairs of modalities that were aligned before this stage, each sorted: by stages, or before the run."""
+        past = [*self.initial_pairs, *(pair for stage in self.past for pair in stage.pairs.values())]
+        return sorted({(min(pair), max(pair)) for pair in past})
 
     def clone(self) -> "StagePlan":
         """An independent copy, so that a change by a method does not reach the configuration."""
@@ -75,6 +82,13 @@ class Retention:
 
     def prepare(self, plan: StagePlan, model: Aligner) -> None:
         """Change the plan: add replay, freeze components, keep losses of the past active."""
+
+    def reaches(self, plan: StagePlan, model: Aligner) -> set[str]:
+        """Globs of the components that `penalty` moves; a stage freezes what neither a loss nor a method reaches.
+
+        It is asked between `prepare` and `begin`. By default it is all, for a method that has a penalty.
+        """
+        return set() if type(self).penalty is Retention.penalty else {"*"}
 
     def begin(self, plan: StagePlan, model: Aligner, losses: dict[str, nn.Module]) -> None:
         """The model is as it was before the stage; parameters already have their `requires_grad`."""

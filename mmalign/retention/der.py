@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from mmalign.batch import Batch, Embeddings
 from mmalign.data.scan import key_hash
-from mmalign.model import Aligner
+from mmalign.model import Aligner, components_behind
 from mmalign.retention import ranks
 from mmalign.retention.base import Retention, StagePlan
 from mmalign.retention.replay import Replay
@@ -70,6 +70,10 @@ class DER(Retention):
     def prepare(self, plan: StagePlan, model: Aligner) -> None:
         self.replay.name = self._name
         self.replay.prepare(plan, model)
+
+    def reaches(self, plan: StagePlan, model: Aligner) -> set[str]:
+        stored = {glob for modality in self.replay.memory.pool.beside for glob in components_behind(modality)}
+        return stored | self.replay.reaches(plan, model)
 
     def begin(self, plan: StagePlan, model: Aligner, losses: dict[str, nn.Module]) -> None:
         self.replay.begin(plan, model, losses)

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from mmalign.batch import Batch, Embeddings
 from mmalign.data.config import ShardData
 from mmalign.encoders.frozen_prefix import FrozenPrefix
-from mmalign.model import FUSED, Aligner
+from mmalign.model import FUSED, Aligner, components_behind
 from mmalign.retention.base import Retention, StagePlan
 from mmalign.retention.similarity import distance, pair_divergence, zero
 
@@ -32,6 +32,11 @@ def teacher_of(model: Aligner) -> Aligner:
     return copy.deepcopy(model, shared).eval()
 
 
+def _aligned(plan: StagePlan) -> list[tuple[str, str]]:
+    """What earlier stages aligned: pairs of two modalities."""
+    return [(a, b) for a, b in plan.past_pairs() if a != b]
+
+
 class _Distillation(Retention):
     """Holds the teacher, and knows what earlier stages aligned."""
 
@@ -43,9 +48,11 @@ class _Distillation(Retention):
     def _modalities(self) -> list[str]:
         return sorted({name for pair in self._pairs for name in pair})
 
+    def reaches(self, plan: StagePlan, model: Aligner) -> set[str]:
+        return {glob for pair in _aligned(plan) for modality in pair for glob in components_behind(modality)}
+
     def begin(self, plan: StagePlan, model: Aligner, losses: dict[str, nn.Module]) -> None:
-        past = {tuple(sorted(pair)) for stage in plan.past for pair in stage.pairs.values()}
-        self._pairs = [(pair[0], pair[1]) for pair in sorted(past) if pair[0] != pair[1]]
+        self._pairs = _aligned(plan)
         self._teacher = teacher_of(model)
 
     def end(self, plan: StagePlan, model: Aligner, losses: dict[str, nn.Module]) -> None:
@@ -102,7 +109,7 @@ class ZSCL(_Distillation):
         self.temperature = temperature
 
     def prepare(self, plan: StagePlan, model: Aligner) -> None:
-        if self.reference is not None and plan.past:
+        if self.reference is not None and plan.past_pairs():
             plan.replay[f"{self.name or 'zscl'}.reference"] = self.reference, self.share
 
     def penalty(self, model: Aligner, batch: Batch, embeddings: Embeddings) -> dict[str, Tensor]:
@@ -205,6 +212,9 @@ class TowerDistillation(_Distillation):
                 raise ValueError(f"retention.{self._name}.towers: {name!r} is none of {model.modalities}")
         if self.text is not None:
             plan.replay[f"{self._name}.text"] = self.text, self.share
+
+    def reaches(self, plan: StagePlan, model: Aligner) -> set[str]:
+        return {f"encoder.{name}" for name in self.towers}
 
     @property
     def _name(self) -> str:

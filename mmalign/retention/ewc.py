@@ -51,6 +51,9 @@ class EWC(Retention):
         self.fisher: dict[str, Tensor] = {}
         self.anchor: dict[str, Tensor] = {}
 
+    def reaches(self, plan: StagePlan, model: Aligner) -> set[str]:
+        return set()  # it only holds back what others move
+
     def penalty(self, model: Aligner, batch: Batch, embeddings: Embeddings) -> dict[str, Tensor]:
         if not self.fisher:
             return {}

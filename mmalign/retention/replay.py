@@ -104,6 +104,9 @@ class Replay(Retention):
                     plan.pairs |= {loss: past.pairs[loss]} if loss in past.pairs else {}
                     plan.losses[loss] = self.past_losses * weight
 
+    def reaches(self, plan: StagePlan, model: Aligner) -> set[str]:
+        return set() if self.text is None else self.text.reaches(plan, model)
+
     def begin(self, plan: StagePlan, model: Aligner, losses: dict[str, nn.Module]) -> None:
         self.memory.begin(plan, model, self.folder(plan))
 

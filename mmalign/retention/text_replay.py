@@ -62,6 +62,9 @@ class TextReplay(Retention):
             if isinstance(encoder, CausalLanguageModel)
         }
 
+    def reaches(self, plan: StagePlan, model: Aligner) -> set[str]:
+        return {glob for loss in self._losses.values() for glob in loss.reaches()}
+
     def penalty(self, model: Aligner, batch: Batch, embeddings: Embeddings) -> dict[str, Tensor]:
         name = self.name or "text"
         return {f"{name}.next_token.{m}": self.weight * loss(embeddings) for m, loss in self._losses.items()}

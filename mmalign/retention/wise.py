@@ -50,7 +50,7 @@ class WiSE(Retention):
 
     def begin(self, plan: StagePlan, model: Aligner, losses: dict[str, nn.Module]) -> None:
         if self.components is None:
-            old = {modality for past in plan.past for pair in past.pairs.values() for modality in pair}
+            old = {modality for pair in plan.past_pairs() for modality in pair}
             globs = [f"{part}.{name}" for name in sorted(old) for part in ("encoder", "projection")]
             globs += ["fusion"] if old else []
         else:

@@ -6,11 +6,12 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import lightning as L
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from mmalign.batch import Batch
 from mmalign.data.faults import QuarantineLog
@@ -21,6 +22,8 @@ from mmalign.training.module import AlignmentModule
 
 class Journal(L.Callback):
     """Logs losses, scales, learning rates, gradient norm, samples per second, data-wait share and memory.
+
+    Losses are those of the global batch: the sum of what the ranks have.
 
     Args:
         log: takes (values by name, step over all stages).
@@ -80,7 +83,9 @@ class Journal(L.Callback):
             elapsed = now - self._since
             self.quarantine.refresh()  # the other ranks write to it, too
             values: dict[str, Any] = {"stage": module.plan.name, "stage_step": trainer.global_step}
-            values |= {name: float(term) for name, term in module.terms.items()}
+            shares = torch.stack(list(module.terms.values()))  # this rank's; they add up
+            sums = cast(Tensor, trainer.strategy.reduce(shares, reduce_op="sum"))
+            values |= dict(zip(module.terms, sums.tolist(), strict=True))
             values |= {
                 f"logit_scale/{name}": loss.logit_scale.detach().item()  # type: ignore[operator]
                 for name, loss in module.losses.items()
@@ -135,7 +140,7 @@ def on_any_rank(flags: list[bool], device: torch.device) -> list[bool]:
 class Checkpoints(L.Callback):
     """Saves within a stage every so many steps or minutes, and on SIGTERM, after which the process exits with 143.
 
-    The end of a stage is saved by the curriculum.
+    The end of a stage is saved by the curriculum, which then exits if `terminated` was set during the last step.
     """
 
     def __init__(self, folder: CheckpointFolder, every_steps: int, every_minutes: float) -> None:
@@ -143,14 +148,14 @@ class Checkpoints(L.Callback):
         self.every_steps = every_steps
         self.every_seconds = every_minutes * 60
         self._saved = time.monotonic()
-        self._terminated = threading.Event()
+        self.terminated = threading.Event()
         self._previous: Any = None
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         self._saved = time.monotonic()
         if threading.current_thread() is threading.main_thread():
             # in place of Lightning's handler, which ends the loop without saving
-            self._previous = signal.signal(signal.SIGTERM, lambda *_: self._terminated.set())
+            self._previous = signal.signal(signal.SIGTERM, lambda *_: self.terminated.set())
 
     def teardown(self, trainer: L.Trainer, module: L.LightningModule, stage: str) -> None:
         if self._previous is not None:
@@ -163,7 +168,7 @@ class Checkpoints(L.Callback):
         assert isinstance(module, AlignmentModule)
         step = trainer.global_step
         late = trainer.is_global_zero and time.monotonic() - self._saved >= self.every_seconds  # one clock for all
-        late, terminated = on_any_rank([late, self._terminated.is_set()], trainer.strategy.root_device)
+        late, terminated = on_any_rank([late, self.terminated.is_set()], trainer.strategy.root_device)
         if step >= trainer.max_steps:
             return
         if terminated or late or step % self.every_steps == 0:
@@ -174,3 +179,24 @@ class Checkpoints(L.Callback):
                 self.folder.prune(module.plan.index)
         if terminated:
             raise SystemExit(143)
+
+
+class Stopwatch(L.Callback):
+    """Wall-clock seconds of a stage, over all processes that have trained it up to their last checkpoints."""
+
+    def __init__(self) -> None:
+        self._before = 0.0
+        self.start()
+
+    def start(self) -> None:
+        self._started = time.perf_counter()
+
+    @property
+    def seconds(self) -> float:
+        return self._before + time.perf_counter() - self._started
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"seconds": self.seconds}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._before = state_dict["seconds"]

@@ -1,6 +1,6 @@
 """Stage after stage: train, save, evaluate everything. A killed run goes on where its last checkpoint stands."""
 
-import time
+import warnings
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from mmalign.evaluation.base import Moment
 from mmalign.evaluation.run import evaluate_all
 from mmalign.evaluation.table import Row, read_rows, write_rows
 from mmalign.retention.base import Retention, StagePlan, preprocess_of
-from mmalign.training.callbacks import Checkpoints, Journal, stop_unless_finite
+from mmalign.training.callbacks import Checkpoints, Journal, Stopwatch, stop_unless_finite
 from mmalign.training.checkpoints import AtomicCheckpointIO, CheckpointFolder, load_checkpoint, save_atomically
 from mmalign.training.cost import CostMeter, StageCost
 from mmalign.training.device import root_device, trainer_settings
@@ -30,7 +30,7 @@ from mmalign.training.logging import RunLoggers
 from mmalign.training.module import AlignmentModule
 from mmalign.training.run_files import write_json
 from mmalign.training.towers import compile_towers, recompute_layers
-from mmalign.training.trainable import describe_trainable, parameter_counts, wanted_of
+from mmalign.training.trainable import describe_trainable, parameter_counts, wanted_of, warn_of_batch_norm
 
 
 class Curriculum:
@@ -65,8 +65,10 @@ class Curriculum:
         self.rows: list[Row] = []
         self.costs: list[StageCost] = []
         self.stage_facts: list[dict[str, Any]] = []
+        self.initial_pairs: list[list[str]] = []
         self.device = root_device(experiment.runtime)
         self.evaluated = False
+        self.terminated = False  # while a stage's last step was under way
         workers = experiment.runtime.workers
         workers = workers_per_process(experiment.runtime.devices) if workers is None else workers
         self.reading = Reading(experiment.limits, workers, self._never_trained())
@@ -78,12 +80,17 @@ class Curriculum:
         names = list(self.experiment.stages)
         start = self._restore()
         self._to_device()
-        self._evaluate_unless_done("start", start)
+        self._evaluate_lost(start)
+        if start == 0:
+            self._evaluate_unless_done("start", 0)
         for index, name in enumerate(names, 1):
             if index > start:
                 self._train(index, name)
                 self._save_end(index)
-            self._evaluate_unless_done(name, index)
+                if self.terminated:
+                    raise SystemExit(143)
+            if index >= start:
+                self._evaluate_unless_done(name, index)
         return self.rows
 
     def _never_trained(self) -> frozenset[str]:
@@ -116,19 +123,27 @@ class Curriculum:
         if last is None:
             if self.experiment.initial_checkpoint is not None:
                 initial = load_checkpoint(Path(self.experiment.initial_checkpoint))
+                self.initial_pairs = initial["mmalign"]["trained_pairs"]
                 self._load_weights(initial["state_dict"], self.experiment.initial_checkpoint)
             self._save_end(0)
             return 0
-        state = load_checkpoint(self.checkpoints.end_of(last))
-        self._load_weights(state["state_dict"], str(self.checkpoints.end_of(last)))
-        facts = state["mmalign"]
+        facts = self._load_end(last)
         for name, method in self.experiment.retention.items():
             method.load_state_dict(facts["retention"].get(name, {}))
-        for name, evaluator in self.experiment.evaluation.items():
-            evaluator.load_state_dict(facts["evaluators"].get(name, {}))
+        self.initial_pairs = facts["initial_pairs"]
         self.costs = [StageCost(**cost) for cost in facts["costs"]]
         self.stage_facts = list(facts["stages"])
         return last
+
+    def _load_end(self, index: int) -> dict[str, Any]:
+        """Weights and evaluators as they were at the end of a stage; returns its facts."""
+        path = self.checkpoints.end_of(index)
+        state = load_checkpoint(path)
+        self._load_weights(state["state_dict"], str(path))
+        facts: dict[str, Any] = state["mmalign"]
+        for name, evaluator in self.experiment.evaluation.items():
+            evaluator.load_state_dict(facts["evaluators"].get(name, {}))
+        return facts
 
     def _rows_until(self, last: int) -> list[Row]:
         """What was measured up to that stage; figures of a stage whose checkpoint is gone are of other weights."""
@@ -150,14 +165,17 @@ class Curriculum:
         for module in (self.experiment.model, *self.experiment.losses.values()):
             module.to(self.device)
 
-    def _facts(self, index: int) -> dict[str, Any]:
+    def _facts(self, index: int, within: StagePlan | None = None) -> dict[str, Any]:
+        """Of a checkpoint at the end of stage `index`, or within it; then `total_step` is that of its beginning."""
+        pairs = self.trained_pairs(index) | {frozenset(pair) for pair in (within.pairs.values() if within else ())}
         return {
             "version": 1,
             "config": self.config,
             "stage_index": index,
-            "total_step": self._steps_before(index + 1),
+            "total_step": self._steps_before(index if within else index + 1),
             "spec": {name: encoder.spec for name, encoder in self.experiment.model.encoders.items()},
-            "trained_pairs": sorted(sorted(pair) for pair in self.trained_pairs(index)),
+            "trained_pairs": sorted(sorted(pair) for pair in pairs),
+            "initial_pairs": self.initial_pairs,
             "evaluators": {name: e.state_dict() for name, e in self.experiment.evaluation.items()},
             "costs": [asdict(cost) for cost in self.costs],
             "stages": self.stage_facts,
@@ -177,20 +195,44 @@ class Curriculum:
         return sum(stage.total_steps for stage in list(self.experiment.stages.values())[: index - 1])
 
     def trained_pairs(self, index: int) -> frozenset[frozenset[str]]:
-        """Pairs that stages 1 … index have aligned, also those that a method added (see Joint)."""
+        """Pairs aligned by stages 1 … index, also those that a method added (see Joint), and before the run."""
         stages = list(self.experiment.stages.values())[:index]
         pairs = [self.experiment.losses[name].pair for stage in stages for name in stage.losses]
         added = [pair for facts in self.stage_facts[:index] for pair in facts.get("pairs", [])]
-        return frozenset(frozenset(pair) for pair in [*pairs, *added])
+        return frozenset(frozenset(pair) for pair in [*self.initial_pairs, *pairs, *added])
 
     # --- evaluation ----------------------------------------------------------------------------------------------
 
-    def _evaluate_unless_done(self, name: str, index: int) -> None:
-        if any(row.stage == name for row in self.rows) or (name == "start" and index > 0):
-            return
+    def _evaluate_lost(self, restored: int) -> None:
+        """The stages before the restored one that metrics.jsonl lacks, each with the weights at its own end."""
+        names = ["start", *self.experiment.stages]
+        known = {row.stage for row in self.rows}
+        lost = [index for index in range(restored) if names[index] not in known]
+        for index in lost:
+            path = self.checkpoints.end_of(index)
+            if not path.exists():
+                warnings.warn(
+                    f"{self.directory / 'metrics.jsonl'} has no figures of {names[index]!r}, and {path} is gone, too",
+                    stacklevel=2,
+                )
+                continue
+            self._load_end(index)
+            self._evaluate(index)
+        if lost:
+            self._load_end(restored)
+            if self.rank == 0:
+                write_rows(self.directory / "metrics.jsonl", self.rows)
+
+    def _evaluate(self, index: int) -> list[Row]:
         with self.quarantine.reported():
             rows = evaluate_all(self.experiment.model, self.experiment.evaluation, self.moment(index))
-        self.rows += rows
+        self.rows = sorted([*self.rows, *rows], key=lambda row: row.stage_index)
+        return rows
+
+    def _evaluate_unless_done(self, name: str, index: int) -> None:
+        if any(row.stage == name for row in self.rows):
+            return
+        rows = self._evaluate(index)
         self.evaluated = True
         if self.rank == 0:
             if index == 0:
@@ -224,6 +266,7 @@ class Curriculum:
                 trainable=dict(stage.trainable),
                 seed=self.experiment.seed,
                 directory=self.directory,
+                initial_pairs=[(a, b) for a, b in self.initial_pairs],
                 pairs={loss: self.experiment.losses[loss].pair for loss in stage.losses},
             )
             for number, (name, stage) in enumerate(self.experiment.stages.items(), 1)
@@ -240,9 +283,8 @@ class Curriculum:
         stage = experiment.stages[name]
         methods = self._active(stage)
         plan = self.plan(index)
-        module = AlignmentModule(
-            experiment.model, experiment.losses, methods, stage, plan, runtime, self._facts(index - 1)
-        )
+        facts = self._facts(index, within=plan)
+        module = AlignmentModule(experiment.model, experiment.losses, methods, stage, plan, runtime, facts)
         if self.rank == 0:
             print(
                 f"stage {index} of {len(experiment.stages)}, {name}: {plan.steps} steps of {plan.batch_size}; "
@@ -250,28 +292,34 @@ class Curriculum:
                 flush=True,
             )
         mid_stage = self.checkpoints.last_within(index)
-        if stage.least_squares and mid_stage is None:
+        if stage.least_squares:  # also on resume: methods begin with the model as it was before the first step
             with self.quarantine.reported():
                 fit_least_squares(experiment.model, [stage.data[source] for source in stage.least_squares])
         for method in methods.values():
             method.begin(plan, experiment.model, dict(experiment.losses))
-        samples = sum(len(ShardSet.open(data.shards, data.split)) for data in plan.data.values())
-        trainer, cost = self._trainer(plan, stage, experiment.max_fault_share * samples)
+        sizes = ((len(ShardSet.open(data.shards, data.split)), data.limit) for data in plan.data.values())
+        samples = sum(size if limit is None else min(size, limit) for size, limit in sizes)
+        checkpoints = Checkpoints(self.checkpoints, runtime.checkpoint_every_steps, runtime.checkpoint_every_minutes)
+        clock = Stopwatch()
+        trainer, cost = self._trainer(plan, stage, experiment.max_fault_share * samples, [checkpoints, clock])
         with self.quarantine.reported():
             stream = self._stream(plan, trainer.world_size, trainer.global_rank)
         loader = StageLoader(stream, workers=self.reading.workers, pin_memory=self.device.type == "cuda")
         module.train()  # Lightning leaves the modes as they are
-        started = time.perf_counter()
+        if self.rank == 0:
+            warn_of_batch_norm(experiment.model, trainer.world_size)
+        clock.start()
         trainer.fit(module, loader, ckpt_path=None if mid_stage is None else str(mid_stage), weights_only=True)
         stop_unless_finite(module, f"stage {name!r}, its last step")
         self._to_device()  # Lightning has taken all back to the CPU
+        self.terminated = trainer.strategy.reduce_boolean_decision(checkpoints.terminated.is_set(), all=False)
         for method in reversed(methods.values()):
             method.end(plan, experiment.model, dict(experiment.losses))
         stored = sum(method.bytes_stored() for method in experiment.retention.values())
-        self.costs.append(cost.result(name, time.perf_counter() - started, stored))
+        self.costs.append(cost.result(name, clock.seconds, stored))
         counts = parameter_counts(experiment.model)
-        facts = {"name": name, "steps": plan.steps, "batch_size": plan.batch_size, "trainable": counts}
-        self.stage_facts.append(facts | {"pairs": sorted(sorted(pair) for pair in plan.pairs.values())})
+        done = {"name": name, "steps": plan.steps, "batch_size": plan.batch_size, "trainable": counts}
+        self.stage_facts.append(done | {"pairs": sorted(sorted(pair) for pair in plan.pairs.values())})
         if self.rank == 0:
             write_json(self.directory / "cost.json", [asdict(cost) for cost in self.costs])
 
@@ -309,16 +357,14 @@ class Curriculum:
             for source, data in sources.items()
         }
 
-    def _trainer(self, plan: StagePlan, stage: Stage, allowed_faults: float) -> tuple[L.Trainer, CostMeter]:
+    def _trainer(
+        self, plan: StagePlan, stage: Stage, allowed_faults: float, callbacks: list[L.Callback]
+    ) -> tuple[L.Trainer, CostMeter]:
         runtime = self.experiment.runtime
         offset = self._steps_before(plan.index)
         cost = CostMeter(runtime.price_per_hour)
         splits = {(name, data.split) for name, data in plan.data.items()}
-        callbacks: list[L.Callback] = [
-            Journal(self.loggers.log, offset, runtime.log_every_steps, self.quarantine, splits, allowed_faults),
-            cost,
-            Checkpoints(self.checkpoints, runtime.checkpoint_every_steps, runtime.checkpoint_every_minutes),
-        ]
+        journal = Journal(self.loggers.log, offset, runtime.log_every_steps, self.quarantine, splits, allowed_faults)
         return L.Trainer(
             default_root_dir=self.directory,
             **trainer_settings(runtime),
@@ -326,7 +372,7 @@ class Curriculum:
             max_steps=plan.steps,
             max_epochs=-1,
             gradient_clip_val=stage.optimization.gradient_clip,
-            callbacks=callbacks,
+            callbacks=[journal, cost, *callbacks],
             plugins=[AtomicCheckpointIO()],
             logger=False,
             enable_checkpointing=False,

@@ -64,7 +64,9 @@ class Runtime:
 
     Attributes:
         accelerator, devices, num_nodes, precision: as in lightning.Trainer. Only training steps compute in mixed
-            precision: evaluations, least-squares fits and feature caches are exact, in the type of the weights.
+            precision: evaluations, least-squares fits and feature caches are exact, in the type of the weights. Loss
+            and gradients are the same on any number of ranks, except where batch norm is trained: its statistics are
+            those of a rank's own rows.
         workers: processes that read and decode, per rank, for stages, evaluations and feature caches; 0 decodes in the
             training process. None takes the cores that it may use, divided by `devices`, less one: from 1 to 8. Each
             keeps up to two batches in memory.

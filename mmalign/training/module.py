@@ -28,7 +28,7 @@ class AlignmentModule(L.LightningModule):
         stage: its configuration.
         plan: the stage after the retention methods had their say.
         runtime: for the chunk size.
-        facts: plain values that every checkpoint carries under "mmalign".
+        facts: plain values that every checkpoint carries under "mmalign"; to `total_step` the stage's steps are added.
     """
 
     def __init__(
@@ -49,10 +49,11 @@ class AlignmentModule(L.LightningModule):
         self.plan = plan
         self.runtime = runtime
         self.facts = facts
-        self.terms: dict[str, Tensor] = {}
+        self.terms: dict[str, Tensor] = {}  # of the last step: this rank's shares
         freeze_all_but(model, plan.trainable)
-        reached = {name for loss in plan.losses for name in plan.pairs[loss]}
-        freeze_unreached(model, reached, fusion_only=bool(retention))
+        of_losses = (losses[name].reaches() for name in plan.losses)
+        of_methods = (method.reaches(plan, model) for method in retention.values())
+        freeze_unreached(model, set().union(*of_losses, *of_methods))
         for name, loss in self.losses.items():
             loss.requires_grad_(name in plan.losses)
 
@@ -114,6 +115,7 @@ class AlignmentModule(L.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["mmalign"] = {
             **self.facts,
+            "total_step": self.facts["total_step"] + self.global_step,
             "stage_step": self.global_step,
             "retention": {name: method.state_dict() for name, method in self.retention.items()},
         }

@@ -61,7 +61,7 @@ def train(config: dict[str, Any], directory: Path, resume: bool = False) -> Path
     exit_code = 1
     try:
         curriculum.run(loggers)
-        report = finish(curriculum, directory, loggers) if rank == 0 else directory / "report.html"
+        report = finish(curriculum, directory, loggers)
         exit_code = 0
     finally:
         loggers.close(exit_code)
@@ -69,19 +69,22 @@ def train(config: dict[str, Any], directory: Path, resume: bool = False) -> Path
 
 
 def finish(curriculum: Curriculum, directory: Path, loggers: Any) -> Path:
-    """Facts, examples, diagnostics, the report, and all of it to W&B."""
+    """Facts, examples, diagnostics, the report, and all of it to W&B: by rank 0, but all ranks evaluate the sweep."""
     from mmalign.report.commands import report
     from mmalign.training.showcase import save_diagnostics, save_examples
     from mmalign.training.sweep import evaluate_sweep
 
     experiment = curriculum.experiment
     step = curriculum.rows[-1].step if curriculum.rows else 0
-    write_json(directory / "run.json", describe_run(curriculum.config, curriculum.stage_facts))
-    if curriculum.evaluated:  # in this process; else the files of the last process are there
-        stage = curriculum.rows[-1].stage
-        save_examples(directory, experiment, stage)
-        save_diagnostics(directory, experiment, stage)
+    if curriculum.rank == 0:
+        write_json(directory / "run.json", describe_run(curriculum.config, curriculum.stage_facts))
+        if curriculum.evaluated:  # in this process; else the files of the last process are there
+            stage = curriculum.rows[-1].stage
+            save_examples(directory, experiment, stage)
+            save_diagnostics(directory, experiment, stage)
     evaluate_sweep(curriculum, directory)
+    if curriculum.rank != 0:
+        return directory / "report.html"
     page = report([directory], None)
     loggers.log_examples(directory, step)
     loggers.log_matrix(curriculum.rows, step)

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from mmalign.evaluation.run import evaluate_all
 from mmalign.evaluation.table import write_rows
+from mmalign.retention import ranks
 from mmalign.retention.wise import of_modalities, sweep
 from mmalign.training.checkpoints import load_checkpoint
 from mmalign.training.curriculum import Curriculum
@@ -13,12 +14,12 @@ def evaluate_sweep(curriculum: Curriculum, directory: Path) -> None:
     """Every column for the weights (1 − alpha) · before + alpha · after the last stage -> RUN/sweep/ALPHA.jsonl.
 
     What is not shared with the stages before (a new tower) stays as it is after the stage. Files that are there already
-    are not made again; the model ends with the weights that it had.
+    are not made again; the model ends with the weights that it had. All ranks take part, rank 0 writes.
     """
     experiment = curriculum.experiment
     last = len(experiment.stages)
     paths = {alpha: directory / "sweep" / f"{alpha:.2f}.jsonl" for alpha in experiment.sweep}
-    missing = [alpha for alpha, path in paths.items() if not path.exists()]
+    missing = ranks.from_first([alpha for alpha, path in paths.items() if not path.exists()])
     if not missing or last < 2:
         return
     before, after = (
@@ -33,6 +34,7 @@ def evaluate_sweep(curriculum: Curriculum, directory: Path) -> None:
     for alpha, weights in sweep(before, after, missing, shared):
         experiment.model.load_state_dict(weights)
         rows = evaluate_all(experiment.model, experiment.evaluation, curriculum.moment(last))
-        paths[alpha].parent.mkdir(exist_ok=True)
-        write_rows(paths[alpha], rows)
+        if curriculum.rank == 0:
+            paths[alpha].parent.mkdir(exist_ok=True)
+            write_rows(paths[alpha], rows)
     experiment.model.load_state_dict(after)

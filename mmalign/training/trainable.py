@@ -1,12 +1,14 @@
 """Which parameters a stage trains, and the one line that says so."""
 
+import warnings
 from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
 
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from mmalign.encoders.base import Encoder
-from mmalign.model import FUSED, Aligner
+from mmalign.model import Aligner
 
 
 def freeze_all_but(model: Aligner, trainable: Mapping[str, int | str]) -> None:
@@ -55,19 +57,16 @@ def _layers(component: nn.Module) -> list[nn.Module]:
     return component.layers() if isinstance(component, Encoder) else list(component.children())
 
 
-def freeze_unreached(model: Aligner, reached: set[str], fusion_only: bool) -> None:
-    """Freeze the parts of modalities that no loss of a stage names, "fused" among them.
+def freeze_unreached(model: Aligner, reached: Iterable[str]) -> None:
+    """Freeze the components that no loss and no method of a stage reaches.
 
     Their gradients would be missing on one rank and zero on several, where weight decay would then shrink them.
 
     Args:
-        reached: names that losses use.
-        fusion_only: leave towers and projections, which a retention method may train without a loss.
+        reached: globs of components (see `Loss.reaches`, `Retention.reaches`).
     """
     for name, component in model.components().items():
-        modality = FUSED if name == "fusion" else name.partition(".")[2]
-        within = FUSED in reached and modality != FUSED  # a loss on the fused vector trains all that go into it
-        if modality not in reached and not within and (modality == FUSED or not fusion_only):
+        if not any(fnmatchcase(name, glob) for glob in reached):
             component.requires_grad_(False)
 
 
@@ -94,6 +93,25 @@ def frozen_modules(model: Aligner) -> list[nn.Module]:
 
     visit(model)
     return found
+
+
+def warn_of_batch_norm(model: Aligner, ranks: int) -> None:
+    """With several ranks, warn of batch norm in training mode: each rank's statistics are those of its own rows.
+
+    torch.nn.SyncBatchNorm is no way out: it waits for all ranks, and one whose rows all lack a modality has no part in
+    that modality's tower.
+    """
+    found = [
+        name
+        for name, component in model.components().items()
+        if any(isinstance(module, _BatchNorm) and module.training for module in component.modules())
+    ]
+    if ranks > 1 and found:
+        warnings.warn(
+            f"{', '.join(found)}: batch norm sees the rows of its own rank alone, so that gradients with {ranks} ranks "
+            "are not quite those with one; freeze it, or take a model with another norm",
+            stacklevel=2,
+        )
 
 
 def parameter_counts(model: Aligner) -> dict[str, tuple[int, int]]:

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from mmalign.data.config import ShardData
-from mmalign.retention import Frozen, Joint
+from mmalign.retention import ZSCL, Frozen, Joint, LwF, WiSE
 
 
 def test_a_frozen_tower_changes_by_exactly_zero_and_past_projections_after_their_stage(workshop) -> None:
@@ -74,3 +74,21 @@ def test_joint_adds_the_shares_of_one_data_set_and_renames_another_of_its_name(w
         "ab": plans[0].data["ab"].shards,
         "two-ab": "elsewhere",
     }
+
+
+def test_what_was_aligned_before_the_run_is_past(workshop):
+    model, plan = workshop.model(), workshop.plans()[0]
+    plan.initial_pairs = [("b", "a")]
+    Frozen(components=[]).prepare(plan, model)
+    assert plan.trainable == {"projection.a": "none", "projection.b": "none"}
+    lwf, zscl, wise = LwF(), ZSCL(reference=workshop.data("ab", 8, "ab")), WiSE(alpha=0.0)
+    zscl.prepare(plan, model)
+    assert set(plan.replay) == {"zscl.reference"}
+    assert lwf.reaches(plan, model) == {f"{part}.{name}" for part in ("encoder", "projection") for name in "ab"}
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    wise.begin(plan, model, {})
+    for weight in model.parameters():
+        weight.data.add_(1)
+    wise.end(plan, model, {})
+    same = {name for name, weight in model.state_dict().items() if torch.equal(weight, before[name])}
+    assert same == {name for name in before if name.split(".")[1] in "ab"}

@@ -1,5 +1,6 @@
 """Two processes train as one does, also when they are killed and go on."""
 
+import csv
 import filecmp
 import multiprocessing
 import os
@@ -24,6 +25,8 @@ ROOT = Path(__file__).parents[2]
 QUICK = {
     "sources.data/debug.init_args": "{train: 96, val: 16, test: 24, test_compositional: 16}",
     "evaluation.language.init_args.data.limit": 4,
+    "stages.image_text.data.scenes.modalities": '{image: png, audio: flac, text: "captions[*]"}',  # no loss hears it
+    "sweep": "[0.5]",
     "stages.image_text.steps": 4,
     "stages.audio_text.steps": 4,
     "stages.image_text.optimization.warmup_steps": 1,
@@ -76,13 +79,25 @@ def assert_close(run: Path, other: Path) -> None:
 @pytest.mark.slow
 def test_two_processes_equal_one(runs: Path) -> None:
     assert_close(runs / "one", runs / "two")
-    rows = [read_rows(runs / run / "metrics.jsonl") for run in ("one", "two")]
-    assert len(rows[0]) == len(rows[1])
-    assert [(row.direction, row.n_queries, row.n_gallery) for row in rows[0]] == [
-        (row.direction, row.n_queries, row.n_gallery) for row in rows[1]
-    ]
+    for table in ("metrics.jsonl", "sweep/0.50.jsonl"):
+        rows = [read_rows(runs / run / table) for run in ("one", "two")]
+        assert len(rows[0]) == len(rows[1])
+        assert [(row.direction, row.n_queries, row.n_gallery) for row in rows[0]] == [
+            (row.direction, row.n_queries, row.n_gallery) for row in rows[1]
+        ]
     memories = [final(runs / run)["mmalign"]["retention"] for run in ("one", "two")]
     assert memories[0].keys() == memories[1].keys()
+
+
+@pytest.mark.slow
+def test_two_processes_log_the_losses_of_one(runs: Path) -> None:
+    logs = [list(csv.DictReader((runs / run / "train.csv").open())) for run in ("one", "two")]
+    assert len(logs[0]) == len(logs[1]) > 0
+    for one, two in zip(*logs, strict=True):
+        names = [name for name in one if name.startswith(("loss", "gradient_norm")) and one[name]]
+        assert len(names) > 2
+        for name in names:
+            assert float(two[name]) == pytest.approx(float(one[name]), rel=1e-6, abs=1e-9), name
 
 
 def on_rank(rank: int, port: int, folder: Path, out: str) -> None:
