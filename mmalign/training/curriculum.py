@@ -293,7 +293,7 @@ class Curriculum:
     def _trainer(self, plan: StagePlan, stage: Stage, allowed_faults: float) -> tuple[L.Trainer, CostMeter]:
         runtime = self.experiment.runtime
         offset = self._steps_before(plan.index)
-        cost = CostMeter(runtime.price_per_hour)
+        cost = CostMeter(runtime.price_per_hour * runtime.num_nodes)
         splits = {(name, data.split) for name, data in plan.data.items()}
         callbacks: list[L.Callback] = [
             Journal(self.loggers.log, offset, runtime.log_every_steps, self.quarantine, splits, allowed_faults),
