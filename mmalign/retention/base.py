@@ -31,6 +31,7 @@ class StagePlan:
         past, future: the plans of the stages before and after this one, as they were configured.
         pairs: the two modalities that each of `losses` aligns, by the loss's name.
         separate_replay: replayed rows and new rows are no negatives of each other.
+        chunk_size: how many rows the towers see at a time, a teacher's among them; None means all (see Runtime).
     """
 
     index: int
@@ -47,6 +48,7 @@ class StagePlan:
     replay: dict[str, tuple[ShardData, float]] = field(default_factory=dict)
     pairs: dict[str, tuple[str, str]] = field(default_factory=dict)
     separate_replay: bool = False
+    chunk_size: int | None = None
 
     def clone(self) -> "StagePlan":
         """An independent copy, so that a change by a method does not reach the configuration."""

@@ -205,6 +205,7 @@ class Curriculum:
                 seed=self.experiment.seed,
                 directory=self.directory,
                 pairs={loss: self.experiment.losses[loss].pair for loss in stage.losses},
+                chunk_size=self.experiment.runtime.chunk_size,
             )
             for number, (name, stage) in enumerate(self.experiment.stages.items(), 1)
         ]
