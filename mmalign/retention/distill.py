@@ -226,6 +226,6 @@ class TowerDistillation(_Distillation):
             for name in asked:
                 present = old.present[name]
                 cosine = F.cosine_similarity(embeddings.pooled[name].float(), old.pooled[name].float(), dim=1)
-                total = total + ((1 - cosine)[start:stop] * present[start:stop]).sum()
+                total = total + ((1 - cosine) * present[start:stop]).sum()
                 count += int(present.sum())
         return {f"{self._name}.pooled": self.weight * total / max(count, 1)}

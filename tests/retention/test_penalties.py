@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import distributed
+from torch import Tensor, distributed
 from torch.nn import functional as F
 
 from mmalign.batch import Batch, Embeddings
@@ -206,14 +206,23 @@ def test_bands_of_anchors_change_nothing(monkeypatch: pytest.MonkeyPatch, height
     torch.testing.assert_close(*found)
 
 
-def test_similarities_are_made_for_a_band_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mmalign.retention.similarity._BAND_NUMBERS", 27)
-    new, old, kept = view(0), view(5), []
-    for vectors in new.vectors.values():
-        vectors.requires_grad_()
-    with torch.autograd.graph.saved_tensors_hooks(lambda saved: kept.append(saved.numel()), lambda _: None):
-        pair_divergence(new, old, [("a", "b")], 0.2)
-    assert max(kept) <= 12 * 5  # vectors, no matrix of 8 × 9
+def test_similarities_of_bands_are_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    size, memory = 400, []
+    everywhere = torch.ones(size, dtype=torch.bool)
+    for numbers in (1 << 24, 40 * size):
+        monkeypatch.setattr("mmalign.retention.similarity._BAND_NUMBERS", numbers)
+        new, old = (
+            Embeddings({m: unit(size, seed).requires_grad_() for m in "ab"}, {"a": everywhere, "b": everywhere},
+                       torch.arange(size)) for seed in (0, 1)
+        )  # fmt: skip
+        kept: dict[int, Tensor] = {}
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda saved, kept=kept: kept.setdefault(saved.untyped_storage().data_ptr(), saved), lambda saved: saved
+        ):
+            pair_divergence(new, old, [("a", "b")], 0.2)
+        memory.append(sum(tensor.untyped_storage().nbytes() for tensor in kept.values()))
+    assert memory[0] > 8 * size**2
+    assert memory[1] < memory[0] / 20
 
 
 @pytest.mark.parametrize("kind", ["lwf", "captions"])
