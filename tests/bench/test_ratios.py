@@ -119,3 +119,21 @@ def test_paper_agrees_with_small_numbers():
 def test_a_row_is_plain_data():
     row = Row("a", "b", "c", 1.0, 1.0, 1.0, "<= 1", True)
     assert Row(**row.to_dict()) == row
+
+
+def test_of_several_arrays_the_largest_difference_counts(tmp_path):
+    class Gradients(Two):
+        quantities = (Quantity("difference", "gradient", "a", "b", "b", "<= 0.1", "relative"),)
+
+    def sample(**arrays: np.ndarray) -> Sample:
+        return Sample({"seconds": 1.0}, {name.replace("_", "."): values for name, values in arrays.items()})
+
+    large, small = np.array([100.0, 1.0]), np.array([1.0])
+    whole = sample(gradient_x=large, gradient_scale=small)
+    for other, expected in (
+        (sample(gradient_x=large, gradient_scale=small * 2), 0.5),
+        (sample(gradient_x=large * 2, gradient_scale=small), 0.5),
+        (sample(gradient_x=large), math.inf),
+    ):
+        [row] = rows(Gradients(Settings(), tmp_path), [{"a": whole, "b": other}], {}, Ceilings(1.0, 1.0, 1.0, 1.0))
+        assert row.ratio_median == expected
