@@ -142,9 +142,10 @@ class Embeddings(_Movable):
         group: as in Batch.
         likelihoods: by modality name, for the rows of language text: negative log-likelihood in nats of a row, and the
             number of tokens predicted in it, as [batch, 2]; zero for other rows. For next-token losses.
-        pooled: the towers' own pooled outputs, before projection; absent rows are zero. For retention and diagnostics.
+        pooled: the towers' own pooled outputs, before projection, of the rows that this process answers for, also after
+            gathering; absent rows are zero. For retention.
         rows: the rows that this process answers for, as (start, stop); None means all. After gathering over ranks,
-            every rank holds all rows, and sums only over its own anchors.
+            every rank holds all rows (of `pooled` its own), and sums only over its own anchors.
         replayed: as in Batch.
     """
 
@@ -152,6 +153,6 @@ class Embeddings(_Movable):
     present: dict[str, Bool[Tensor, " batch"]]
     group: Int[Tensor, " batch"]
     likelihoods: dict[str, Float[Tensor, "batch 2"]] = field(default_factory=dict)
-    pooled: dict[str, Float[Tensor, "batch _"]] = field(default_factory=dict)
+    pooled: dict[str, Float[Tensor, "own _"]] = field(default_factory=dict)
     rows: tuple[int, int] | None = None
     replayed: Bool[Tensor, " batch"] | None = None

@@ -55,7 +55,8 @@ class Quantity:
 
     Attributes:
         label: what is compared, in words.
-        measure: a key of `Sample.measures`; for differences a key of `Sample.arrays`.
+        measure: a key of `Sample.measures`; for differences a key of `Sample.arrays`, or what several begin with
+            before a point; then the largest difference counts, each array's relative to itself.
         side, other: names of the sides; without an `other`, the measure itself is the figure.
         peer: how the table calls the other side.
         bar: "<= 0.4", ">= 1.3": what must be reached.

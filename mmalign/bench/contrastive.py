@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -10,7 +11,6 @@ from torch.nn import functional as F
 from mmalign.batch import Embeddings
 from mmalign.bench.base import Benchmark, Ceilings, Outcome, Quantity
 from mmalign.bench.ratios import verdict
-from mmalign.losses.base import Loss
 from mmalign.losses.infonce import InfoNCE
 from mmalign.losses.siglip import SigLIP
 
@@ -40,15 +40,15 @@ class _Contrast(Benchmark):
         from open_clip.loss import ClipLoss, SigLipLoss
 
         loss: Any = ClipLoss() if self.loss == "infonce" else SigLipLoss()
-        scale = torch.tensor(1 / 0.07 if self.loss == "infonce" else 10.0, requires_grad=True)
+        log_scale = torch.tensor(1 / 0.07 if self.loss == "infonce" else 10.0).log().requires_grad_()
         more = {} if self.loss == "infonce" else {"logit_bias": torch.tensor(-10.0, requires_grad=True)}
-        return lambda: _finish(loss(x, y, scale, **more), x)
+        return lambda: _finish(loss(x, y, log_scale.exp(), **more), x, y, log_scale)
 
 
-def _mmalign_step(loss: Loss, x: Tensor, y: Tensor) -> Callable[[], Outcome]:
+def _mmalign_step(loss: InfoNCE | SigLIP, x: Tensor, y: Tensor) -> Callable[[], Outcome]:
     present = torch.ones(len(x), dtype=torch.bool)
     embeddings = Embeddings({"a": x, "b": y}, {"a": present, "b": present}, torch.arange(len(x)))
-    return lambda: _finish(loss(embeddings), x)
+    return lambda: _finish(loss(embeddings), x, y, loss.scale.log)
 
 
 def loss_step(batch: int) -> Callable[[], Outcome]:
@@ -63,10 +63,11 @@ def _vectors(batch: int) -> tuple[Tensor, Tensor]:
     return x.requires_grad_(), y.requires_grad_()
 
 
-def _finish(loss: Tensor, x: Tensor) -> Outcome:
+def _finish(loss: Tensor, x: Tensor, y: Tensor, log_scale: Tensor) -> Outcome:
     loss.backward()
-    assert x.grad is not None
-    return Outcome(arrays={"loss": loss.detach().double().numpy()[None], "gradient": x.grad[:64].numpy()})
+    inputs = {"x": x, "y": y, "log_scale": log_scale}
+    arrays = {f"gradient.{name}": np.asarray(tensor.grad) for name, tensor in inputs.items()}
+    return Outcome(arrays={"loss": loss.detach().double().numpy()[None], **arrays})
 
 
 def _quantities(peer: str, time_bar: str, memory_bar: str) -> tuple[Quantity, ...]:
@@ -150,7 +151,7 @@ def product_roofline(
     return (
         f"{products} products of {operations / 1e9:.1f} GFLOP (the peer: {peer_products}) at the measured "
         f"{ceilings.matmul_flops / 1e9:.0f} GFLOP/s and {exponentials} · {batch}² exponentials at "
-        f"{ceilings.exp_per_second / 1e9:.2f} G/s take {least:.2f} s, the peer takes {peer:.2f} s: in memory linear in "
-        f"the batch no ratio below {least / peer:.2f} is possible here; reached "
+        f"{ceilings.exp_per_second / 1e9:.2f} G/s take {least:.2f} s, the peer takes {peer:.2f} s: where no tile of "
+        f"similarities is kept, no ratio below {least / peer:.2f} is possible here; reached "
         f"{medians['mmalign']['seconds'] / peer:.2f}{verdict(least / peer, bar)}"
     )

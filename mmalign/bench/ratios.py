@@ -142,4 +142,8 @@ def _figure(quantity: Quantity, pair: Mapping[str, Sample]) -> float:
     other = pair[quantity.other]
     if quantity.kind == "ratio":
         return one.measures[quantity.measure] / max(other.measures[quantity.measure], 1e-12)
-    return difference(one.arrays[quantity.measure], other.arrays[quantity.measure], quantity.kind)
+    names = [name for name in one.arrays.keys() | other.arrays.keys() if name.partition(".")[0] == quantity.measure]
+    nothing = np.full(1, np.nan)
+    return max(
+        difference(one.arrays.get(name, nothing), other.arrays.get(name, nothing), quantity.kind) for name in names
+    )

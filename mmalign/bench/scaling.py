@@ -16,7 +16,8 @@ class Training:
         pairs: samples of the data set.
         batch: global.
         gpus: one process each.
-        dim: of the shared space; width of each tower's pooled output.
+        dim: of the shared space.
+        width: of each tower's pooled output.
         parameters: of both towers.
         picture_bytes, text_bytes: of a sample as it is stored, tar headers included.
         forward_flops: of one pair through both towers; a step costs three times as much.
@@ -38,7 +39,8 @@ class Cluster:
     """What each GPU can count on.
 
     Attributes:
-        flops: reached, not promised.
+        flops: of the towers, in bfloat16; reached, not promised.
+        float32_flops: of the loss, whose products are in float32 without TF32, likewise: an H100 promises 6.7e13.
         network_bytes_per_second: in and out of a GPU.
         reads_per_second: random reads of one sample from storage.
         storage_bytes_per_second: of such reads.
@@ -48,6 +50,7 @@ class Cluster:
     """
 
     flops: float = 3e14
+    float32_flops: float = 5e13
     network_bytes_per_second: float = 2.5e10
     reads_per_second: float = 1_000
     storage_bytes_per_second: float = 2e8
@@ -61,14 +64,14 @@ def bytes_per_step(t: Training) -> dict[str, float]:
     """Per GPU and step, as mmalign does it.
 
     read: each rank reads its own rows, every sample by its place in the index.
-    gathered: vectors [batch, dim] and pooled outputs [batch, width] of two modalities and their likelihoods come in
-        from the other ranks; their gradients go back by the same way (reduce-scatter).
+    gathered: vectors [batch, dim] of two modalities and their likelihoods come in from the other ranks; their gradients
+        go back by the same way (reduce-scatter).
     gradients: a ring's all-reduce of all parameters sends and receives each about twice.
     loss: what the loss holds at a time: all rows and their gradients, two tiles of 256 MB.
     """
     share = t.batch / t.gpus
     others = t.batch * (t.gpus - 1) / t.gpus
-    row = 2 * (t.dim + t.width + 2) * _FLOAT
+    row = 2 * (t.dim + 2) * _FLOAT
     return {
         "read": share * (t.picture_bytes + t.text_bytes),
         "gathered": 2 * others * row,
@@ -110,7 +113,7 @@ def loads(t: Training, c: Cluster) -> dict[str, float]:
         "decoding": share / (c.decoded_per_second * c.cores) / seconds,
         "network: embeddings": moved["gathered"] / c.network_bytes_per_second / seconds,
         "network: gradients": moved["gradients"] / c.network_bytes_per_second / seconds,
-        "arithmetic of the loss": flops["loss"] / flops["towers"],
+        "arithmetic of the loss": flops["loss"] / c.float32_flops / seconds,
         "memory of the loss": moved["loss"] / c.memory_bytes,
         "disk for cached features": stored["cache"] / c.disk_bytes,
     }

@@ -38,7 +38,9 @@ def work(job: Path) -> None:
     elapsed = time.perf_counter() - started
     measures = {"seconds": elapsed if outcome.seconds is None else outcome.seconds, "bytes": memory.bytes()}
     job.with_suffix(".result.json").write_text(json.dumps(measures | outcome.values), encoding="utf-8")
-    np.savez(job.with_suffix(".arrays.npz"), **outcome.arrays)  # type: ignore[arg-type]
+    compared = {quantity.measure for quantity in benchmark.quantities if quantity.kind != "ratio"}
+    arrays = {name: values for name, values in outcome.arrays.items() if name.partition(".")[0] in compared}
+    np.savez(job.with_suffix(".arrays.npz"), **arrays)  # type: ignore[arg-type]
 
 
 if __name__ == "__main__":

@@ -138,6 +138,10 @@ class Encoder(nn.Module):
     def forward(self, values: Tensor, mask: Bool[Tensor, "batch length"] | None = None) -> Tokens:
         """Args: values as `preprocess.collate` makes them, mask likewise. Returns Tokens of width `self.width`."""
 
+    def real_positions(self, values: Tensor, mask: Bool[Tensor, "batch length"] | None) -> Tensor | None:
+        """Which of the values [batch, length] are no padding; None where values have no such positions."""
+        return mask
+
     def layers(self) -> list[nn.Module]:
         """The tower's parts from input to output; "train the last n" means the last n of these."""
         return list(self.children())

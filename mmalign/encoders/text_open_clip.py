@@ -67,13 +67,18 @@ class TextOpenClip(Encoder):
 
     def forward(self, values: Tensor, mask: Bool[Tensor, "batch length"] | None = None) -> Tokens:
         """Ids [batch, context length]; which of them are real follows from the ids."""
-        length = values.shape[1]
-        positions = torch.arange(1, length + 1, device=values.device)
-        ends = (positions * (values != self.pad_id)).amax(1, keepdim=True)
-        real = positions <= ends
+        real = self.real_positions(values)
+        filled = real.any(1, keepdim=True)
         # A row of padding alone (an absent sample) would be attention over nothing in towers that mask padding.
-        sequence, pooled = _tokens(self.text, torch.where(ends > 0, values, torch.ones_like(values)))
-        return Tokens(sequence, real if self.has_tokens else ends > 0, pooled)
+        sequence, pooled = _tokens(self.text, torch.where(filled, values, torch.ones_like(values)))
+        return Tokens(sequence, real if self.has_tokens else filled, pooled)
+
+    def real_positions(
+        self, values: Tensor, mask: Bool[Tensor, "batch length"] | None = None
+    ) -> Bool[Tensor, "batch length"]:
+        """Up to the last id that is no padding: open_clip's batches have no mask."""
+        positions = torch.arange(1, values.shape[1] + 1, device=values.device)
+        return positions <= (positions * (values != self.pad_id)).amax(1, keepdim=True)
 
     def layers(self) -> list[nn.Module]:
         if hasattr(self.text, "token_embedding"):

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mmalign.losses.tiles import Positives, along, tiles
+from mmalign.losses.tiles import Positives, add_product, along, tiles, widest
 
 
 def sigmoid_contrast(
@@ -51,7 +51,7 @@ class _SigmoidContrast(torch.autograd.Function):
         needs_x, needs_y, needs_scale, _ = (wanted and need for need in ctx.needs_input_grad[:4])
         grad_x = torch.zeros_like(x) if needs_x or needs_scale else None
         grad_y = torch.zeros_like(y) if needs_y else None
-        loss = x.new_zeros((), dtype=torch.float64)
+        loss = x.new_zeros((), dtype=widest(x.device))
         grad_bias, grad_scale = torch.zeros_like(loss), torch.zeros_like(loss)
         zero = x.new_zeros(())
         for tile in tiles(len(x), len(y), x.dtype, x.device, shape):
@@ -61,16 +61,16 @@ class _SigmoidContrast(torch.autograd.Function):
             z = torch.mm(band, other.T, out=tile.values).add_(logit_bias.to(x.dtype))
             rows, columns = positives.within(tile)
             z[rows, columns] *= -1  # the loss of a negative is softplus(z), that of a positive softplus(-z)
-            loss += torch.logaddexp(z, zero, out=tile.scratch).sum().double()
+            loss += torch.logaddexp(z, zero, out=tile.scratch).sum().to(loss.dtype)
             if not wanted:
                 continue
             z.sigmoid_()
             z[rows, columns] *= -1
-            grad_bias += z.sum().double()
+            grad_bias += z.sum().to(loss.dtype)
             if grad_x is not None:
-                grad_x[tile.top : tile.bottom].addmm_(z, other)
+                add_product(grad_x[tile.top : tile.bottom], z, other)
             if grad_y is not None:
-                grad_y[tile.left : tile.right].addmm_(z.T, band)
+                add_product(grad_y[tile.left : tile.right], z.T, band)
             if grad_x is not None and tile.right == len(y):
                 grad_scale += along(x, grad_x, tile)
         if grad_x is not None:

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mmalign.losses.tiles import Positives, Tile, along, tiles
+from mmalign.losses.tiles import Positives, Tile, add_product, along, tiles, widest
 
 _SAFE_EXPONENT = {torch.float32: 64.0, torch.float64: 500.0}
 """exp(±this), summed over millions of entries, is neither infinite nor subnormal."""
@@ -51,15 +51,16 @@ class _SoftmaxContrast(torch.autograd.Function):
         shape: tuple[int, int] | None,
     ) -> Tensor:
         bound = _bound(x, y, logit_scale)
-        row_lse = x.new_full((len(x),), -torch.inf, dtype=torch.float64)
-        column_lse = x.new_full((len(y),), -torch.inf, dtype=torch.float64)
-        attraction = x.new_zeros((), dtype=torch.float64)
+        wide = widest(x.device)
+        row_lse = x.new_full((len(x),), -torch.inf, dtype=wide)
+        column_lse = x.new_full((len(y),), -torch.inf, dtype=wide)
+        attraction = x.new_zeros((), dtype=wide)
         for tile in tiles(len(x), len(y), x.dtype, x.device, shape):
             if tile.left == 0:
                 band = x[tile.top : tile.bottom] * logit_scale.to(x.dtype)
             s = torch.mm(band, y[tile.left : tile.right].T, out=tile.values)
             rows, columns = positives.within(tile)
-            attraction += s[rows, columns].double() @ positives.share(tile, rows)
+            attraction += s[rows, columns].to(wide) @ positives.share(tile, rows)
             shift = _shift(s, bound)
             if shift is not None:
                 (s.sub_(shift) if shift else s).exp_()
@@ -78,10 +79,10 @@ class _SoftmaxContrast(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         x, y, logit_scale, row_lse, column_lse = ctx.saved_tensors
         needs_x, needs_y, needs_scale = ctx.needs_input_grad[:3]
-        weights = [weight * gradient.double() for weight in ctx.weights]
+        weights = [weight * gradient.to(row_lse.dtype) for weight in ctx.weights]
         grad_x = torch.zeros_like(x)
         grad_y = torch.zeros_like(y) if needs_y else None
-        grad_scale = x.new_zeros((), dtype=torch.float64)
+        grad_scale = row_lse.new_zeros(())
         with torch.autocast(x.device.type, enabled=False):
             for tile in tiles(len(x), len(y), x.dtype, x.device, ctx.shape):
                 if tile.left == 0:
@@ -92,9 +93,9 @@ class _SoftmaxContrast(torch.autograd.Function):
                 rows, columns = ctx.positives.within(tile)
                 s[rows, columns] -= (sum(weights) * ctx.positives.share(tile, rows)).to(s.dtype)
                 if needs_x or needs_scale:
-                    grad_x[tile.top : tile.bottom].addmm_(s, other)
+                    add_product(grad_x[tile.top : tile.bottom], s, other)
                 if grad_y is not None:
-                    grad_y[tile.left : tile.right].addmm_(s.T, band)
+                    add_product(grad_y[tile.left : tile.right], s.T, band)
                 if tile.right == len(y):
                     grad_scale += along(x, grad_x, tile)
         grad_x.mul_(logit_scale.to(x.dtype))
@@ -131,7 +132,7 @@ def _shift(s: Tensor, bound: float) -> float | None:
 
 def _include(lse: Tensor, s: Tensor, axis: int, shift: float | None) -> None:
     """Add a tile's terms to the log-sum-exps; `s` is exp(similarity - shift), or the similarity where shift is None."""
-    terms = s.logsumexp(axis).double() if shift is None else s.sum(axis).double().log_().add_(shift)
+    terms = s.logsumexp(axis).to(lse.dtype) if shift is None else s.sum(axis).to(lse.dtype).log_().add_(shift)
     torch.logaddexp(lse, terms, out=lse)
 
 

@@ -57,7 +57,17 @@ def along(x: Float[Tensor, "rows dim"], grad_x: Float[Tensor, "rows dim"], tile:
     Band by band, because the product of all rows would be as large as a gradient.
     """
     band = slice(tile.top, tile.bottom)
-    return torch.linalg.vecdot(x[band], grad_x[band]).sum(dtype=torch.float64)
+    return torch.linalg.vecdot(x[band], grad_x[band]).sum(dtype=widest(x.device))
+
+
+def widest(device: torch.device) -> torch.dtype:
+    """The type for sums over all tiles: float64, or float32 on MPS, which has no wider one."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
+def add_product(total: Tensor, a: Float[Tensor, "m k"], b: Float[Tensor, "k n"]) -> None:
+    """total += a @ b, in place; `addmm_` does the same, but torch's counter of operations doesn't know it."""
+    torch.addmm(total, a, b, out=total)
 
 
 @dataclass(frozen=True)
@@ -97,8 +107,8 @@ class Positives:
         return rows, columns
 
     def share(self, tile: Tile, rows: Int[Tensor, " pairs"]) -> Float[Tensor, " pairs"]:
-        """1 / number of positives of each of these rows of a tile, in float64."""
-        return self.columns_per_label[self.row_labels[tile.top + rows]].to(torch.float64).reciprocal()
+        """1 / number of positives of each of these rows of a tile, in the widest type."""
+        return self.columns_per_label[self.row_labels[tile.top + rows]].to(widest(rows.device)).reciprocal()
 
 
 @dataclass(frozen=True)

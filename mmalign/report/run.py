@@ -154,20 +154,26 @@ class Run:
         return loaded if isinstance(loaded, dict) else {}
 
 
-RATES = ("samples_per_second", "tokens_per_second", "utilisation")
+RATES = {
+    "samples_per_second": "loop_seconds",
+    "tokens_per_second": "loop_seconds",
+    "data_wait_share": "loop_seconds",
+    "utilisation": "step_seconds",
+}
+"""Each with the time that it is a mean over."""
 
 
 def _total(costs: list[dict[str, float]]) -> dict[str, float]:
-    """Sums; of rates the mean over the time in steps; of memory the peak; of what is stored the last value."""
+    """Sums; of rates the mean over their time; of memory the peak; of what is stored the last value."""
     total: dict[str, float] = {}
-    busy = sum(cost.get("step_seconds", 0.0) for cost in costs)
     for cost in costs:
         for name, value in cost.items():
             if name.startswith("peak_"):
                 total[name] = max(total.get(name, value), value)
             elif name in RATES:
-                share = cost.get("step_seconds", 0.0) / busy if busy else 0.0
-                total[name] = total.get(name, 0.0) + share * value
+                times = [each.get(RATES[name], 0.0) for each in costs]
+                if sum(times):
+                    total[name] = total.get(name, 0.0) + value * cost.get(RATES[name], 0.0) / sum(times)
             else:
                 total[name] = value if name == "bytes_stored" else total.get(name, 0.0) + value
     return total

@@ -210,6 +210,8 @@ def cost_table(runs: Sequence[Run]) -> Table:
     titles = {
         "seconds": "time",
         "step_seconds": "time in steps",
+        "loop_seconds": "time in the loop",
+        "data_wait_share": "wait for data",
         "peak_memory_bytes": "peak memory",
         "bytes_stored": "stored",
         "samples_per_second": "samples/s",
@@ -286,7 +288,7 @@ def _amount(name: str, value: Any) -> str:
         return "–"
     if "bytes" in name:
         return _scaled(float(value), 1024, ("B", "KiB", "MiB", "GiB", "TiB"))
-    if name == "utilisation":
+    if name in ("utilisation", "data_wait_share"):
         return f"{100 * value:.1f} %"
     if name.endswith("joules"):
         return _scaled(float(value), 1000, ("J", "kJ", "MJ", "GJ"))

@@ -32,6 +32,7 @@ class StagePlan:
         initial_pairs: what the checkpoint that the run started from had been trained on: pairs of modalities.
         pairs: the two modalities that each of `losses` aligns, by the loss's name.
         separate_replay: replayed rows and new rows are no negatives of each other.
+        chunk_size: how many rows the towers see at a time, a teacher's among them; None means all (see Runtime).
     """
 
     index: int
@@ -49,6 +50,7 @@ class StagePlan:
     initial_pairs: list[tuple[str, str]] = field(default_factory=list)
     pairs: dict[str, tuple[str, str]] = field(default_factory=dict)
     separate_replay: bool = False
+    chunk_size: int | None = None
 
     def past_pairs(self) -> list[tuple[str, str]]:
         """The pairs of modalities that were aligned before this stage, each sorted: by stages, or before the run."""

@@ -43,6 +43,7 @@ class _Distillation(Retention):
     def __init__(self) -> None:
         self._teacher: Aligner | None = None
         self._pairs: list[tuple[str, str]] = []
+        self._chunk_size: int | None = None
 
     @property
     def _modalities(self) -> list[str]:
@@ -54,19 +55,24 @@ class _Distillation(Retention):
     def begin(self, plan: StagePlan, model: Aligner, losses: dict[str, nn.Module]) -> None:
         self._pairs = _aligned(plan)
         self._teacher = teacher_of(model)
+        self._chunk_size = plan.chunk_size
 
     def end(self, plan: StagePlan, model: Aligner, losses: dict[str, nn.Module]) -> None:
         self._teacher = None
 
     @torch.no_grad()
     def _teach(self, batch: Batch, chosen: Bool[Tensor, " batch"]) -> Embeddings:
-        """The teacher's view of all ranks' rows that are chosen; the others are absent, and cost nothing."""
+        """The teacher's view of all ranks' rows that are chosen; the others are absent, and cost nothing.
+
+        It sees as many rows at a time as the model does, so that gradient caching bounds its activations, too.
+        """
+        from mmalign.training.chunking import chunked
         from mmalign.training.gather import gather
 
         assert self._teacher is not None
         asked = {name: replace(values, present=values.present & chosen) for name, values in batch.modalities.items()}
-        seen = self._teacher.to(batch.group.device)(replace(batch, modalities=asked, language=None, faults=[]))
-        return gather(seen)
+        teacher = self._teacher.to(batch.group.device)
+        return gather(chunked(teacher, replace(batch, modalities=asked, language=None, faults=[]), self._chunk_size))
 
 
 class ZSCL(_Distillation):
@@ -230,6 +236,6 @@ class TowerDistillation(_Distillation):
             for name in asked:
                 present = old.present[name]
                 cosine = F.cosine_similarity(embeddings.pooled[name].float(), old.pooled[name].float(), dim=1)
-                total = total + ((1 - cosine)[start:stop] * present[start:stop]).sum()
+                total = total + ((1 - cosine) * present[start:stop]).sum()
                 count += int(present.sum())
         return {f"{self._name}.pooled": self.weight * total / max(count, 1)}

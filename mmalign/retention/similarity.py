@@ -4,8 +4,12 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from mmalign.batch import Embeddings
+
+_BAND_NUMBERS = 1 << 24
+"""Similarities of a band of anchors: 64 MiB in float32."""
 
 
 def divergence_sum(
@@ -16,10 +20,26 @@ def divergence_sum(
     own: Bool[Tensor, " queries"],
     temperature: float,
 ) -> Float[Tensor, ""]:
-    """Σ over own anchors of KL(old ‖ new) between distributions over `others`: softmax(cosine / temperature)."""
+    """Σ over own anchors of KL(old ‖ new) between distributions over `others`: softmax(cosine / temperature).
+
+    Anchors that make more than one band are taken band by band, each computed again in the backward pass: no matrix of
+    queries by gallery is ever whole.
+    """
+    height = max(1, _BAND_NUMBERS // max(1, len(others)))
+    bands = list(zip(anchors[own].split(height), old_anchors[own].split(height), strict=True))
+    if len(bands) == 1:
+        return _divergence(*bands[0], others, old_others, temperature)
+    parts = [
+        checkpoint(_divergence, *band, others, old_others, temperature, use_reentrant=False, preserve_rng_state=False)
+        for band in bands
+    ]
+    return torch.stack(parts).sum()
+
+
+def _divergence(anchors: Tensor, old_anchors: Tensor, others: Tensor, old_others: Tensor, temperature: float) -> Tensor:
     old = F.log_softmax(old_anchors @ old_others.T / temperature, dim=1)
     new = F.log_softmax(anchors @ others.T / temperature, dim=1)
-    return F.kl_div(new[own], old[own], log_target=True, reduction="sum")
+    return F.kl_div(new, old, log_target=True, reduction="sum")
 
 
 def pair_divergence(

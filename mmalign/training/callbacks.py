@@ -100,7 +100,7 @@ class Journal(L.Callback):
                 "samples_per_second": self.samples / elapsed,
                 "data_wait_share": self.waited_seconds / elapsed,
                 "quarantined": self.quarantine.count,
-                "memory_bytes": peak_memory_bytes(),
+                "memory_bytes": peak_memory_bytes(trainer.strategy.root_device),
             }
             self._log(values, self.offset + trainer.global_step)
             self.samples, self.waited_seconds, self._since = 0, 0.0, now
@@ -110,11 +110,17 @@ class Journal(L.Callback):
         return step % self.every == 0 or step == trainer.max_steps or step == 1
 
 
-def peak_memory_bytes() -> int:
-    """Peak of the process, or of the GPU where there is one."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated()
+def peak_memory_bytes(device: torch.device) -> int:
+    """The most that was allocated on a GPU since `reset_peak_memory`; elsewhere, of the process since it began."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def reset_peak_memory(device: torch.device) -> None:
+    """A GPU's peak counts from now on; that of a process cannot be reset."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
 
 
 def stop_unless_finite(module: torch.nn.Module, place: str) -> None:

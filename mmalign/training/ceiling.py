@@ -36,21 +36,23 @@ def matmul_flops(device: torch.device, dtype: torch.dtype) -> float:
 
 
 class EnergyMeter:
-    """Joules since it was made, from the counters that the machine shows: RAPL for its processors, NVML for this
-    process's GPU.
+    """Joules since it was made, from the counters that the machine shows: RAPL for its processors, NVML for a GPU.
 
-    RAPL's counters are small and start again; `update` must be called more often than that (every few minutes).
+    Of RAPL's zones only packages count: "psys" is the whole board, packages included, and the zones within a package
+    are parts of it, or its memory. RAPL's counters are small and start again; `update` must be called more often than
+    that (every few minutes). NVML is read through nvidia-ml-py: `pip install 'mmalign[gpu]'`.
 
     Attributes:
         joules: up to the last update; None where nothing can be read.
 
     Args:
+        device: the GPU that counts, if it is one.
         powercap: the folder of RAPL's zones; Linux lets only some users read it.
     """
 
-    def __init__(self, powercap: Path = _POWERCAP) -> None:
-        self._zones = [zone for zone in sorted(powercap.glob("intel-rapl:*")) if zone.name.count(":") == 1]
-        self._gpu_joules = _gpu_counter()
+    def __init__(self, device: torch.device, powercap: Path = _POWERCAP) -> None:
+        self._zones = [zone for zone in sorted(powercap.glob("intel-rapl:*")) if _is_package(zone)]
+        self._gpu_joules = _gpu_counter(device)
         self._last = self._read()
         self.joules: float | None = 0.0 if self._last else None
 
@@ -77,14 +79,21 @@ class EnergyMeter:
         return found
 
 
-def _gpu_counter() -> Callable[[], float] | None:
-    """Reads the joules of this process's GPU; None where there is none, or none that counts."""
-    if not torch.cuda.is_available():
+def _is_package(zone: Path) -> bool:
+    try:
+        return zone.name.count(":") == 1 and (zone / "name").read_text().startswith("package")
+    except OSError:
+        return False
+
+
+def _gpu_counter(device: torch.device) -> Callable[[], float] | None:
+    """Reads a GPU's joules; None where the device is none, or none that counts."""
+    if device.type != "cuda":
         return None
     try:
         pynvml = import_module("pynvml")
         pynvml.nvmlInit()
-        handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{torch.cuda.get_device_properties().uuid}")
+        handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{torch.cuda.get_device_properties(device).uuid}")
         pynvml.nvmlDeviceGetTotalEnergyConsumption(handle)
     except Exception:  # no library, an old driver, a GPU that doesn't count: then its energy is not known
         return None

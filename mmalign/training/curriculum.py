@@ -268,6 +268,7 @@ class Curriculum:
                 directory=self.directory,
                 initial_pairs=[(a, b) for a, b in self.initial_pairs],
                 pairs={loss: self.experiment.losses[loss].pair for loss in stage.losses},
+                chunk_size=self.experiment.runtime.chunk_size,
             )
             for number, (name, stage) in enumerate(self.experiment.stages.items(), 1)
         ]
@@ -362,7 +363,7 @@ class Curriculum:
     ) -> tuple[L.Trainer, CostMeter]:
         runtime = self.experiment.runtime
         offset = self._steps_before(plan.index)
-        cost = CostMeter(runtime.price_per_hour)
+        cost = CostMeter(runtime.price_per_hour * runtime.num_nodes)
         splits = {(name, data.split) for name, data in plan.data.items()}
         journal = Journal(self.loggers.log, offset, runtime.log_every_steps, self.quarantine, splits, allowed_faults)
         return L.Trainer(

@@ -82,7 +82,7 @@ class Runtime:
         keep_checkpoints: how many of the current stage's checkpoints stay; those at the ends of stages always stay.
         log_every_steps: how often losses, rates and norms are logged.
         progress_bar: whether to show one.
-        price_per_hour: of the machine, in any currency; turns the run's hours into an estimate of cost.
+        price_per_hour: of one machine (node), in any currency; turns the run's hours into an estimate of cost.
     """
 
     accelerator: str = "auto"

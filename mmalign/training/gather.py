@@ -25,6 +25,8 @@ def world_size() -> int:
 def gather(embeddings: Embeddings) -> Embeddings:
     """The rows of all ranks in the order of ranks, with `rows` naming this rank's. With one rank, its argument.
 
+    `pooled` stays as it is: what reads it compares each row with itself, and it is as wide as the towers.
+
     Every rank must call it at the same point with as many rows and the same modalities of the same sizes, and run a
     backward pass if any does. Group numbers must mean the same on all ranks. Likelihoods, and the mark of replayed
     rows, may be missing where a rank has none.
@@ -35,7 +37,7 @@ def gather(embeddings: Embeddings) -> Embeddings:
     if world_size() == 1:
         return embeddings
     embeddings = _complete(embeddings)
-    tables = {"vectors": embeddings.vectors, "likelihoods": embeddings.likelihoods, "pooled": embeddings.pooled}
+    tables = {"vectors": embeddings.vectors, "likelihoods": embeddings.likelihoods}
     names = [(table, name) for table in tables for name in tables[table]]
     # One exchange for all: ranks whose losses use different parts would wait for each other in the backward pass.
     numbers = _side_by_side([tables[table][name] for table, name in names])
@@ -51,6 +53,7 @@ def gather(embeddings: Embeddings) -> Embeddings:
     start = dist.get_rank() * len(embeddings.group)
     return Embeddings(
         **tables,
+        pooled=embeddings.pooled,
         group=group.contiguous(),
         replayed=replayed.bool(),
         present=dict(zip(embeddings.present, (rows.bool() for rows in present), strict=True)),
@@ -77,7 +80,6 @@ def _complete(embeddings: Embeddings) -> Embeddings:
         vectors=dict(sorted(embeddings.vectors.items())),
         present={name: embeddings.present[name] for name in sorted(embeddings.present)},
         likelihoods={name: embeddings.likelihoods.get(name, nothing) for name in sorted(embeddings.vectors)},
-        pooled=dict(sorted(embeddings.pooled.items())),
         replayed=nowhere if embeddings.replayed is None else embeddings.replayed,
     )
 

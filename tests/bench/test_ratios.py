@@ -104,15 +104,36 @@ def test_paper_agrees_with_small_numbers():
     t = Training(pairs=100, batch=8, gpus=2, dim=3, width=5, parameters=7, picture_bytes=10, text_bytes=1)
     found = bytes_per_step(t)
     assert found["read"] == 4 * 11
-    assert found["gathered"] == 2 * 4 * (2 * (3 + 5 + 2) * 4)
+    assert found["gathered"] == 2 * 4 * (2 * (3 + 2) * 4)  # pooled outputs stay where they are
     assert found["gradients"] == 2 * 7 * 4 / 2
     assert flops_per_step(t)["loss"] == 2 * 4 * 2 * 4 * 8 * 3
     twice = loads(Training(batch=65_536), Cluster())
     once = loads(Training(), Cluster())
     assert twice["random reads of samples"] == pytest.approx(once["random reads of samples"])
     assert twice["arithmetic of the loss"] == pytest.approx(2 * once["arithmetic of the loss"])
+    slow = loads(Training(), Cluster(float32_flops=Cluster().float32_flops / 2))  # the loss has a rate of its own
+    assert slow["arithmetic of the loss"] == pytest.approx(2 * once["arithmetic of the loss"])
+    assert slow["random reads of samples"] == once["random reads of samples"]
 
 
 def test_a_row_is_plain_data():
     row = Row("a", "b", "c", 1.0, 1.0, 1.0, "<= 1", True)
     assert Row(**row.to_dict()) == row
+
+
+def test_of_several_arrays_the_largest_difference_counts(tmp_path):
+    class Gradients(Two):
+        quantities = (Quantity("difference", "gradient", "a", "b", "b", "<= 0.1", "relative"),)
+
+    def sample(**arrays: np.ndarray) -> Sample:
+        return Sample({"seconds": 1.0}, {name.replace("_", "."): values for name, values in arrays.items()})
+
+    large, small = np.array([100.0, 1.0]), np.array([1.0])
+    whole = sample(gradient_x=large, gradient_scale=small)
+    for other, expected in (
+        (sample(gradient_x=large, gradient_scale=small * 2), 0.5),
+        (sample(gradient_x=large * 2, gradient_scale=small), 0.5),
+        (sample(gradient_x=large), math.inf),
+    ):
+        [row] = rows(Gradients(Settings(), tmp_path), [{"a": whole, "b": other}], {}, Ceilings(1.0, 1.0, 1.0, 1.0))
+        assert row.ratio_median == expected

@@ -129,7 +129,8 @@ def make_run(directory: Path, arm: str = "naive", seed: int = 0, side_files: boo
     slower = 110.0 * (1 + KEPT[arm] / 9)
     cost = [
         {"stage": name, "samples": 57600, "tokens": 1_100_000 * i, "flops": 3.1e14 * i, "seconds": slower * i,
-         "step_seconds": 100.0 * i, "samples_per_second": 600.0 / i, "utilisation": 0.6 / i, "energy_joules": 7e3,
+         "step_seconds": 100.0 * i, "loop_seconds": 105.0 * i, "data_wait_share": 0.05 * i,
+         "samples_per_second": 600.0 / i, "utilisation": 0.6 / i, "energy_joules": 7e3,
          "peak_memory_bytes": 2.1e9, "bytes_stored": kept, "price": 0.0}
         for i, name in enumerate(STAGES[1:], 1)
     ]  # fmt: skip

@@ -71,6 +71,7 @@ def test_a_full_run_has_every_section(page: Page) -> None:
     assert len(page.all("audio")) >= 4
     assert "0.548" in page.source  # the main score of image-text at the end
     assert page.source.count(">emergent<") >= 1
+    assert "wait for data" in page.source
 
 
 def test_only_metrics_are_needed(run_maker: Callable[..., Path], tmp_path: Path) -> None:

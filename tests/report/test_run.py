@@ -22,6 +22,7 @@ def test_what_is_there_is_read(run: Path) -> None:
     assert total["samples"] == 2 * 57600  # a flow adds up
     assert total["peak_memory_bytes"] == 2.1e9  # a peak does not
     assert total["samples_per_second"] == pytest.approx((600 + 2 * 300) / 3)  # a rate is averaged over time
+    assert total["data_wait_share"] == pytest.approx((0.05 + 2 * 0.1) / 3)
     steps, values = loaded.series("loss/audio_text")
     assert min(steps) > 300
     assert all(map(math.isfinite, values))

@@ -2,12 +2,13 @@
 
 import copy
 import multiprocessing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import distributed
+from torch import Tensor, distributed
 from torch.nn import functional as F
 
 from mmalign.batch import Batch, Embeddings
@@ -191,6 +192,62 @@ def test_tower_distillation_on_captions_is_of_all_rows_that_hold_the_tower(works
             expected = 3 * (1 - cosine).mean().item()
             assert expected > 1e-3
         assert float(method.penalty(moved, batch, now)["tower_distillation.pooled"].detach()) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("height", [1, 4, 5])
+def test_bands_of_anchors_change_nothing(monkeypatch: pytest.MonkeyPatch, height: int) -> None:
+    old, found = view(5), []
+    for numbers in (1 << 24, height * 9):  # 8 or 9 rows of each
+        monkeypatch.setattr("mmalign.retention.similarity._BAND_NUMBERS", numbers)
+        new = view(0, (2, 11))
+        inputs = [vectors.requires_grad_() for vectors in new.vectors.values()]
+        value = pair_divergence(new, old, [("a", "b")], 0.2)
+        found.append([value, *torch.autograd.grad(value, inputs)])
+    torch.testing.assert_close(*found)
+
+
+def test_similarities_of_bands_are_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    size, memory = 400, []
+    everywhere = torch.ones(size, dtype=torch.bool)
+    for numbers in (1 << 24, 40 * size):
+        monkeypatch.setattr("mmalign.retention.similarity._BAND_NUMBERS", numbers)
+        new, old = (
+            Embeddings({m: unit(size, seed).requires_grad_() for m in "ab"}, {"a": everywhere, "b": everywhere},
+                       torch.arange(size)) for seed in (0, 1)
+        )  # fmt: skip
+        kept: dict[int, Tensor] = {}
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda saved, kept=kept: kept.setdefault(saved.untyped_storage().data_ptr(), saved), lambda saved: saved
+        ):
+            pair_divergence(new, old, [("a", "b")], 0.2)
+        memory.append(sum(tensor.untyped_storage().nbytes() for tensor in kept.values()))
+    assert memory[0] > 8 * size**2
+    assert memory[1] < memory[0] / 20
+
+
+@pytest.mark.parametrize("kind", ["lwf", "captions"])
+def test_the_teacher_sees_chunks_and_says_the_same(workshop, kind: str) -> None:
+    plans, model = workshop.plans(), workshop.model()
+    methods = make(kind, workshop)
+    workshop.train(plans[0], model, methods)
+    method = methods[kind]
+    rows: list[int] = []
+    found = []
+    for chunk_size in (None, 3):
+        plan = replace(plans[1], chunk_size=chunk_size).clone()
+        for each in methods.values():
+            each.prepare(plan, model)
+            each.begin(plan, model, {})
+        assert method._teacher is not None
+        method._teacher.tower("b").register_forward_hook(lambda _, inputs, __: rows.append(len(inputs[0])))
+        moved = copy.deepcopy(model)
+        load_parameters(moved, {name: p + 0.1 for name, p in moved.named_parameters()})
+        batch = workshop.stream(plan, moved)[0]
+        found.append(method.penalty(moved, batch, moved(batch)))
+    assert max(rows[1:]) <= 3
+    assert sum(rows[1:]) == rows[0] > 0
+    torch.testing.assert_close(*found)
+    assert all(float(term.detach()) > 1e-6 for term in found[0].values())
 
 
 def test_tower_distillation_names_a_tower_that_is_not_there(workshop) -> None:
