@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from mmalign.batch import Batch, Embeddings
 from mmalign.data.stream import Stream
-from mmalign.retention import DER, EWC, ZSCL, LwF, Replay, Retention, TextReplay, TowerDistillation
+from mmalign.retention import DER, EWC, ZSCL, LoRA, LwF, Replay, Retention, TextReplay, TowerDistillation
 from mmalign.retention.base import load_parameters, preprocess_of
 from mmalign.retention.similarity import distance, pair_divergence
 from mmalign.training.gather import gather
@@ -230,6 +230,34 @@ def test_ewc_is_online_and_its_penalty_the_quadratic_one(workshop) -> None:
     again.load_state_dict(workshop.plain(ewc.state_dict()))
     assert again.bytes_stored() == ewc.bytes_stored() == 8 * sum(p.numel() for p in model.parameters())
     assert next(iter(again.penalty(model, batch, embeddings).values())).item() == 0
+
+
+def test_ewc_holds_what_lora_adds_as_it_holds_the_merged_weights(workshop) -> None:
+    plans, model, terms = workshop.plans(), workshop.model(), []
+    ewc = EWC(weight=1000.0, batches=2, batch_size=4)
+    workshop.train(plans[0], model, {"ewc": ewc})
+    plans[1].trainable = {"projection.*": "none"}
+    watched = copy.deepcopy(model), {"ewc": copy.deepcopy(ewc), "lora": LoRA(["encoder.*"], rank=2)}
+    workshop.train(plans[1], *watched, watch=lambda batch, embeddings, seen: terms.append(seen["ewc.fisher"].item()))
+    assert terms[0] == 0  # B starts at zero
+    assert all(term > 1e-3 for term in terms[1:])
+
+    lora, batch = LoRA(["encoder.*"], rank=2), workshop.stream(plans[1], model)[0]
+    lora.begin(plans[1], model, {})
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.1 * torch.randn_like(parameter))
+    embeddings = model(batch)
+    model.zero_grad()
+    [wrapped] = ewc.penalty(model, batch, embeddings).values()
+    wrapped.backward()
+    for name, parameter in model.encoders["b"].named_parameters():
+        assert (parameter.grad is not None) == (".lora_" in name)
+    lora.end(plans[1], model, {})
+    [merged] = ewc.penalty(model, batch, embeddings).values()
+    assert merged.item() > 1e-2
+    assert wrapped.item() == pytest.approx(merged.item(), rel=1e-4)
 
 
 @pytest.mark.parametrize("kind", METHODS)
