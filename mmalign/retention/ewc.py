@@ -16,11 +16,11 @@ from mmalign.retention.lora import trained_weights
 class EWC(Retention):
     """Online elastic weight consolidation with a diagonal Fisher information.
 
-    Loss: weight / 2 · Σ_i F_i (θ_i − θ*_i)², with θ* the weights at the end of the stage before. When a stage ends, F
-    ← decay · F + F_stage. F_stage is the empirical Fisher: the mean over `batches` small batches of the squared
-    gradient of the stage's losses, times the batch size (near an optimum the gradients of samples are independent with
-    mean 0, so that squaring their mean makes it smaller by that factor). A contrastive loss has no gradient of one
-    sample alone.
+    Loss: weight / 2 · Σ_i F_i (θ_i − θ*_i)², with θ* the weights at the end of the stage before, as all other methods
+    have left them, wherever this one is listed. When a stage ends, F ← decay · F + F_stage. F_stage is the empirical
+    Fisher: the mean over `batches` small batches of the squared gradient of the stage's losses, times the batch size
+    (near an optimum the gradients of samples are independent with mean 0, so that squaring their mean makes it smaller
+    by that factor). A contrastive loss has no gradient of one sample alone.
 
     Stored: two copies of the trained weights, in memory and in the checkpoint. Cost: one pass over them a step, and
     `batches` forward and backward passes when a stage ends (every rank makes the same ones).
@@ -68,7 +68,7 @@ class EWC(Retention):
         # every rank has all weights: each returns its share
         return {f"{self.name or 'ewc'}.fisher": self.weight / 2 * total / ranks.world_size()}
 
-    def end(self, plan: StagePlan, model: Aligner, losses: dict[str, nn.Module]) -> None:
+    def after_end(self, plan: StagePlan, model: Aligner, losses: dict[str, nn.Module]) -> None:
         new = self.stage_fisher(plan, model, losses)
         old = {name: self.decay * value for name, value in self.fisher.items()}
         self.fisher = old | {name: value + old[name].to(value) if name in old else value for name, value in new.items()}

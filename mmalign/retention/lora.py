@@ -21,8 +21,8 @@ class LoRA(Retention):
     Cost: a few percent of a tower's parameters are trained, with so much less memory for gradients and optimizer; the
     forward pass takes two thin matrix products more for each layer.
 
-    List it after WiSE and EWC, which then work on the merged weights (the first method listed encloses the others),
-    and before EMA, which then averages A and B.
+    List it after WiSE, which then works on the merged weights (the first method listed encloses the others), and before
+    EMA, which then averages A and B. EWC works on the merged weights wherever it is listed.
 
     Papers: Hu et al. 2022, "LoRA: Low-Rank Adaptation of Large Language Models", ICLR; that it forgets less: Biderman
     et al. 2024, "LoRA Learns Less and Forgets Less", TMLR.

@@ -248,6 +248,8 @@ class Curriculum:
         module.to(self.device)  # Lightning has taken it back to the CPU
         for method in reversed(methods.values()):
             method.end(plan, experiment.model, dict(experiment.losses))
+        for method in methods.values():
+            method.after_end(plan, experiment.model, dict(experiment.losses))
         stored = sum(method.bytes_stored() for method in experiment.retention.values())
         self.costs.append(cost.result(name, time.perf_counter() - started, stored))
         counts = parameter_counts(experiment.model)
