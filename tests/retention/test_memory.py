@@ -16,7 +16,17 @@ from mmalign.data.scan import key_hash
 from mmalign.data.shards import write_shards
 from mmalign.data.stream import Stream
 from mmalign.model import Aligner
-from mmalign.retention import BalancedByStage, HardestK, Policy, Replay, Ring, StagePlan, Uniform
+from mmalign.retention import (
+    BalancedByData,
+    BalancedByModalities,
+    BalancedByStage,
+    HardestK,
+    Policy,
+    Replay,
+    Ring,
+    StagePlan,
+    Uniform,
+)
 from mmalign.retention.base import preprocess_of
 from mmalign.retention.generation import directory_bytes
 from mmalign.retention.memory import Memory
@@ -176,8 +186,33 @@ def test_a_resumed_memory_is_the_one_that_was_never_interrupted(workshop) -> Non
     assert len(keys(resumed, plan)) == 10
 
 
+@pytest.mark.parametrize(
+    "policy",
+    [Uniform, BalancedByStage, BalancedByData, BalancedByModalities, Ring, HardestK],
+    ids=lambda policy: policy.__name__,
+)
+def test_checkpoints_change_neither_the_memory_nor_the_weights(workshop, policy: type[Policy]) -> None:
+    """With samples that come again, also in the next stage."""
+
+    def run(name: str, every_step: bool) -> tuple[Any, Any]:
+        plans, model = workshop.plans(steps=6), workshop.model()
+        replay = Replay(0.25, capacity=14, policy=policy())
+        again = plans[0].clone()
+        again.index, again.name, again.past = 3, "three", plans
+        for plan in (*plans, again):
+            plan.directory = workshop.folder / name
+            watch = (lambda *_: replay.state_dict()) if every_step else None
+            workshop.train(plan, model, {"m": replay}, watch=watch)
+        return model.state_dict(), replay.state_dict()
+
+    assert_same(run("often", True), run("never", False))
+
+
 def assert_same(one: Any, two: Any) -> None:
-    if isinstance(one, dict):
+    if isinstance(one, tuple):
+        for parts in zip(one, two, strict=True):
+            assert_same(*parts)
+    elif isinstance(one, dict):
         assert one.keys() == two.keys()
         for key in one:
             assert_same(one[key], two[key])
