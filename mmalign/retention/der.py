@@ -65,7 +65,7 @@ class DER(Retention):
 
     @property
     def acts_at_once(self) -> bool:
-        return False
+        return self.replay.acts_at_once
 
     def prepare(self, plan: StagePlan, model: Aligner) -> None:
         self.replay.name = self._name
