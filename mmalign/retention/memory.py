@@ -21,7 +21,7 @@ from mmalign.retention.base import StagePlan
 from mmalign.retention.generation import copy_samples, directory_bytes, remove_generations
 from mmalign.retention.policies import ENTRY, Policy, Uniform
 from mmalign.retention.pool import Pool
-from mmalign.retention.store import SPLIT, Budget, Origin, modalities_of, sample_hash
+from mmalign.retention.store import SPLIT, Budget, Origin, modalities_of, sample_hash, stored_modalities
 
 
 @dataclass
@@ -164,7 +164,7 @@ class Memory:
         origins = {}
         for part in self.parts:
             folder = self._part_folder(part)
-            modalities = self.sources[part.source].modalities
+            modalities = stored_modalities(self.sources[part.source].modalities)
             origins[part.stage, part.source] = Origin(part.directory, folder, SPLIT, modalities)
         for name, data in plan.data.items():
             place = plan.index, self._number[name]
@@ -194,7 +194,8 @@ class Memory:
             if not here.is_dir():
                 raise FileNotFoundError(f"{here}: the replay memory that belongs to this run's checkpoint is gone")
             count = int(((entries["stage"] == part.stage) & (entries["source"] == part.source)).sum())
-            data = ShardData(str(here), SPLIT, dict(self.sources[part.source].modalities), replayed=True)
+            modalities = stored_modalities(self.sources[part.source].modalities)
+            data = ShardData(str(here), SPLIT, modalities, replayed=True)
             found[part.directory] = data, count
         return found
 
