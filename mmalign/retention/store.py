@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -86,6 +87,12 @@ def modalities_of(model: Aligner, modalities: dict[str, str] | None) -> dict[str
     if modalities is not None:
         return dict(modalities)
     return {name: DEFAULT_MEMBERS[preprocess.kind] for name, preprocess in preprocess_of(model).items()}
+
+
+def split_key(key: str, names: Iterable[str]) -> tuple[str, str]:
+    """A batch's key "DATASET/KEY" -> (data set, key), which may both hold slashes; ("", …) for one of no such set."""
+    name = next((name for name in names if key.startswith(f"{name}/")), "")
+    return name, key.removeprefix(f"{name}/")
 
 
 def stored_modalities(modalities: dict[str, str]) -> dict[str, str]:

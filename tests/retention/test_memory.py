@@ -19,6 +19,7 @@ from mmalign.data.shards import write_shards
 from mmalign.data.stream import Stream
 from mmalign.model import Aligner
 from mmalign.retention import (
+    DER,
     BalancedByData,
     BalancedByModalities,
     BalancedByStage,
@@ -153,6 +154,19 @@ def test_the_same_shards_read_as_other_modalities_are_other_samples(workshop) ->
     watch_stage(memory, plans[0], model)
     assert len(memory.pool) == 12
     assert len({(stage, source) for stage, source in memory.pool.entries[["stage", "source"]].tolist()}) == 2
+
+
+def test_names_of_data_sets_and_methods_may_hold_slashes(workshop) -> None:
+    plans, model, seen = workshop.plans(steps=4), workshop.model(), []
+    plans[0].data = {"old/en": plans[0].data["ab"], "old/fr": workshop.data("fr", 8, "ab", 7)}
+    methods = {"kinds/der": DER(Replay(0.5, 9))}
+    for plan in plans:
+        workshop.train(plan, model, methods, watch=lambda batch, _, terms: seen.append((batch.replayed, terms)))
+    assert {source.name for source in methods["kinds/der"].replay.memory.sources} == {"old/en", "old/fr", "bc"}
+    assert all(replayed.any() and terms["kinds/der.embedding"].item() > 0 for replayed, terms in seen[4:])
+    plans[0].data["old"] = plans[0].data["old/fr"]
+    with pytest.raises(ValueError, match=r"'old' or of 'old/"):
+        Replay().begin(plans[0], model, {})
 
 
 def test_replayed_and_language_rows_are_no_candidates(workshop) -> None:
