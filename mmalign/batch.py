@@ -138,7 +138,7 @@ class Embeddings(_Movable):
 
     Attributes:
         vectors: by modality name; rows of absent samples are zero.
-        present: by modality name; "fused" is present wherever any modality is.
+        present: by modality name; "fused" is present wherever any modality is, except in rows of language text.
         group: as in Batch.
         likelihoods: by modality name, for the rows of language text: negative log-likelihood in nats of a row, and the
             number of tokens predicted in it, as [batch, 2]; zero for other rows. For next-token losses.

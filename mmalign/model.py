@@ -272,8 +272,11 @@ class Aligner(nn.Module):
             if likelihood is not None:
                 likelihoods[name] = likelihood
         if self.fusion is not None:
-            vectors[FUSED] = self.fuse(vectors, present)
-            present = {**present, FUSED: torch.stack(list(present.values())).any(0)}
+            fusible = present
+            if batch.language is not None:  # plain text has no counterpart: a contrast would be with itself
+                fusible = {name: rows & ~batch.language for name, rows in present.items()}
+            vectors[FUSED] = self.fuse(vectors, fusible)
+            present = {**present, FUSED: torch.stack(list(fusible.values())).any(0)}
         return Embeddings(vectors, present, batch.group, likelihoods, pooled, replayed=batch.replayed)
 
     def _pooled(self, name: str, values: Values, language: Tensor | None) -> tuple[Tensor, Tensor | None]:

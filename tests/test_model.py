@@ -1,5 +1,7 @@
 """The model: what it promises for absent modalities, frozen towers and cached features."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -7,6 +9,7 @@ from torch import nn
 from mmalign.batch import Batch, Tokens, Values
 from mmalign.encoders.base import Axis, Encoder, SeriesPreprocess
 from mmalign.fusion import ConcatMLP
+from mmalign.losses import InfoNCE
 from mmalign.model import Aligner, bucketed
 
 WIDTH = 8
@@ -102,6 +105,21 @@ def test_a_batch_without_any_row_of_a_modality():
     embeddings = model()(batch([False, False]))
     assert not embeddings.vectors["b"].any()
     assert torch.isfinite(embeddings.vectors["fused"]).all()
+
+
+def test_language_rows_have_no_fused_vector_and_no_part_in_losses_on_it():
+    network, samples = model().eval(), batch([True, False, True, True, True])
+    language = torch.tensor([False, False, False, True, True])
+    embeddings = network(replace(samples, language=language))
+    plain = network(samples)
+    assert torch.equal(embeddings.present["fused"], ~language)
+    assert not embeddings.vectors["fused"][language].any()
+    torch.testing.assert_close(embeddings.vectors["fused"][~language], plain.vectors["fused"][~language])
+    assert torch.equal(embeddings.present["b"], plain.present["b"])
+    loss = InfoNCE("fused", "b")
+    assert loss.anchor_count(embeddings) == 2
+    expected = loss(network(samples.rows(0, 3)))
+    torch.testing.assert_close(loss(embeddings), expected)
 
 
 def test_a_frozen_tower_builds_no_graph():

@@ -57,6 +57,11 @@ def write_shards(
     return paths
 
 
+def valid_extension(extension: str) -> bool:
+    """Whether a tar of ours can hold a member of this extension."""
+    return _EXTENSION.fullmatch(extension) is not None
+
+
 def build(source: Source, out: Path | str, samples_per_shard: int = 1000) -> Path:
     """Write a source as a shard directory: tars of all splits, index and data card. Returns the directory.
 
@@ -137,7 +142,7 @@ def _check(sample: RawSample, taken: set[bytes]) -> None:
     if not sample.members:
         raise ValueError(f"sample {sample.key!r} has no members")
     for extension in sample.members:
-        if not _EXTENSION.fullmatch(extension):
+        if not valid_extension(extension):
             raise ValueError(f"sample {sample.key!r}: {extension!r} is no valid extension")
         if len(f"{sample.key}.{extension}".encode()) > _USTAR_NAME_BYTES:
             raise ValueError(f"sample {sample.key!r}: its member {extension!r} needs a name of more than 100 bytes")

@@ -78,11 +78,12 @@ def read_rows(path: Path) -> list[Row]:
     """
     floats = {f.name for f in fields(Row) if f.type is float}
     rows = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        try:
-            values: Any = json.loads(line)
-            values = {k: math.nan if v is None and k in floats else v for k, v in values.items()}
-            rows.append(Row(**values))
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"{path}:{number}: not a row of metrics: {error}") from error
+    with open(path, encoding="utf-8") as file:
+        for number, line in enumerate(file, 1):  # not splitlines: names may hold other signs that end a line in Unicode
+            try:
+                values: Any = json.loads(line)
+                values = {k: math.nan if v is None and k in floats else v for k, v in values.items()}
+                rows.append(Row(**values))
+            except (TypeError, ValueError) as error:
+                raise ValueError(f"{path}:{number}: not a row of metrics: {error}") from error
     return rows

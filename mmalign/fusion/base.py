@@ -10,6 +10,9 @@ from torch import Tensor, nn
 class Fusion(nn.Module):
     """Any non-empty subset of modalities in, one joint embedding out.
 
+    In training all present modalities go in. So a loss between "fused" and a modality contrasts that modality also with
+    itself, which a fusion can learn to pass through; evaluations leave the opposite side out (see Retrieval).
+
     Subclasses are told the modality names and `dim` by `build`, which the model calls once, because a YAML should not
     have to repeat them.
     """

@@ -46,7 +46,7 @@ class InfoNCE(Loss):
     ) -> None:
         """
         Args:
-            a, b: names of modalities, or "fused".
+            a, b: names of modalities, or "fused", into which the other one goes as well (see Fusion).
             initial_temperature: divides similarities at the start; 1 / logit_scale.
             max_logit_scale: bound of the learned factor.
             learn_scale: False keeps the temperature as it is.

@@ -40,7 +40,7 @@ class SigLIP(Loss):
     ) -> None:
         """
         Args:
-            a, b: names of modalities, or "fused".
+            a, b: names of modalities, or "fused", into which the other one goes as well (see Fusion).
             initial_logit_scale: multiplies similarities at the start.
             initial_logit_bias: added to them at the start; low, because most pairs are negatives.
             max_logit_scale: bound of the learned factor.

@@ -67,9 +67,9 @@ class Retention:
 
     Order of calls in a stage: `prepare` (before the data is opened), `begin` (before the first step; also after a
     resume, with the model as it stood when the stage began), then per step `penalty`, `after_step`; then `end`, in
-    reverse order of the methods, so that the first one listed encloses the others. All of them are deterministic
-    functions of configuration, weights and data, so that a run that was killed repeats them. `prepare` may also be
-    called for all stages before the first one begins, to see which towers are never trained.
+    reverse order of the methods, so that the first one listed encloses the others; then `after_end`. All of them are
+    deterministic functions of configuration, weights and data, so that a run that was killed repeats them. `prepare`
+    may also be called for all stages before the first one begins, to see which towers are never trained.
 
     Attributes:
         name: under which the configuration lists it; the run sets it.
@@ -109,6 +109,9 @@ class Retention:
 
     def end(self, plan: StagePlan, model: Aligner, losses: dict[str, nn.Module]) -> None:
         """The stage is over: keep what the next ones need. May replace weights (averaging methods do)."""
+
+    def after_end(self, plan: StagePlan, model: Aligner, losses: dict[str, nn.Module]) -> None:
+        """All methods have ended: weights and layers are what the next stage starts from. May not replace them."""
 
     def bytes_stored(self) -> int:
         """What the method keeps, on disk and in memory, for the report."""

@@ -12,6 +12,7 @@ from mmalign.retention import ranks
 from mmalign.retention.base import Retention, StagePlan
 from mmalign.retention.replay import Replay
 from mmalign.retention.similarity import distance, pair_divergence
+from mmalign.retention.store import split_key
 
 
 class DER(Retention):
@@ -65,7 +66,7 @@ class DER(Retention):
 
     @property
     def acts_at_once(self) -> bool:
-        return False
+        return self.replay.acts_at_once
 
     def prepare(self, plan: StagePlan, model: Aligner) -> None:
         self.replay.name = self._name
@@ -100,9 +101,10 @@ class DER(Retention):
         found: list[tuple[int, int]] = []
         first = embeddings.rows[0] if embeddings.rows else 0
         replayed = [] if batch.replayed is None else batch.replayed.nonzero().squeeze(1).tolist()
+        parts = {f"{self._name}.{part.directory}": part.directory for part in self.replay.memory.parts}
         for row in replayed:
-            source, _, key = batch.keys[row].partition("/")
-            place = self._places.get((source.removeprefix(f"{self._name}."), key_hash(key)))
+            source, key = split_key(batch.keys[row], parts)
+            place = self._places.get((parts.get(source, ""), key_hash(key)))
             if place is not None:
                 found.append((first + row, place))
         everyone = [pair for pairs in ranks.gather_objects(found) for pair in pairs]

@@ -10,19 +10,22 @@ from mmalign.data.stream import Stream
 from mmalign.model import Aligner
 from mmalign.retention import ranks
 from mmalign.retention.base import Retention, StagePlan, preprocess_of, tensor_bytes, trainable_state
+from mmalign.retention.lora import trained_weights
 
 
 class EWC(Retention):
     """Online elastic weight consolidation with a diagonal Fisher information.
 
-    Loss: weight / 2 · Σ_i F_i (θ_i − θ*_i)², with θ* the weights at the end of the stage before. When a stage ends, F
-    ← decay · F + F_stage. F_stage is the empirical Fisher: the mean over `batches` small batches of the squared
-    gradient of the stage's losses, times the batch size (near an optimum the gradients of samples are independent with
-    mean 0, so that squaring their mean makes it smaller by that factor). A contrastive loss has no gradient of one
-    sample alone.
+    Loss: weight / 2 · Σ_i F_i (θ_i − θ*_i)², with θ* the weights at the end of the stage before, as all other methods
+    have left them, wherever this one is listed. When a stage ends, F ← decay · F + F_stage. F_stage is the empirical
+    Fisher: the mean over `batches` small batches of the squared gradient of the stage's losses, times the batch size
+    (near an optimum the gradients of samples are independent with mean 0, so that squaring their mean makes it smaller
+    by that factor). A contrastive loss has no gradient of one sample alone.
 
     Stored: two copies of the trained weights, in memory and in the checkpoint. Cost: one pass over them a step, and
     `batches` forward and backward passes when a stage ends (every rank makes the same ones).
+
+    While LoRA wraps a layer, θ is the weight with its addition, W + alpha / rank · B A, which is made in each step.
 
     Papers: Kirkpatrick et al. 2017, "Overcoming Catastrophic Forgetting in Neural Networks", PNAS 114(13); the online
     form: Schwarz et al. 2018, "Progress & Compress: A Scalable Framework for Continual Learning", ICML.
@@ -58,17 +61,17 @@ class EWC(Retention):
         if not self.fisher:
             return {}
         parts = []
-        for name, parameter in model.named_parameters():
-            if parameter.requires_grad and name in self.fisher:
-                if self.fisher[name].device != parameter.device:
-                    self.fisher[name] = self.fisher[name].to(parameter.device)
-                    self.anchor[name] = self.anchor[name].to(parameter.device)
-                parts.append((self.fisher[name] * (parameter - self.anchor[name]).square()).sum())
+        for name, weight in trained_weights(model).items():
+            if name in self.fisher:
+                if self.fisher[name].device != weight.device:
+                    self.fisher[name] = self.fisher[name].to(weight.device)
+                    self.anchor[name] = self.anchor[name].to(weight.device)
+                parts.append((self.fisher[name] * (weight - self.anchor[name]).square()).sum())
         total = torch.stack(parts).sum() if parts else torch.zeros((), device=embeddings.group.device)
         # every rank has all weights: each returns its share
         return {f"{self.name or 'ewc'}.fisher": self.weight / 2 * total / ranks.world_size()}
 
-    def end(self, plan: StagePlan, model: Aligner, losses: dict[str, nn.Module]) -> None:
+    def after_end(self, plan: StagePlan, model: Aligner, losses: dict[str, nn.Module]) -> None:
         new = self.stage_fisher(plan, model, losses)
         old = {name: self.decay * value for name, value in self.fisher.items()}
         self.fisher = old | {name: value + old[name].to(value) if name in old else value for name, value in new.items()}

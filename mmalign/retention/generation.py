@@ -18,6 +18,7 @@ from mmalign.retention.store import (
     Origin,
     Reader,
     stored_key,
+    stored_members,
     tar_bytes,
     written_hash,
 )
@@ -55,7 +56,8 @@ def copy_samples(
     def samples(place: Place) -> Iterator[RawSample]:
         for i in np.flatnonzero(fits & _at(entries, place)).tolist():
             sample = readers[place].read(entries["key"][i].item())
-            yield RawSample(stored_key(sample, entries["hash"][i].item()), sample.members)
+            members = stored_members(sample, origins[place].modalities)
+            yield RawSample(stored_key(sample, entries["hash"][i].item()), members)
 
     kept = sorted({places[i] for i in np.flatnonzero(fits).tolist()})
     _write(target, {origins[place].directory: partial(samples, place) for place in kept})

@@ -3,9 +3,10 @@
 import hashlib
 import re
 from fnmatch import fnmatchcase
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from mmalign.model import Aligner
 from mmalign.retention.base import Retention, StagePlan
@@ -20,8 +21,8 @@ class LoRA(Retention):
     Cost: a few percent of a tower's parameters are trained, with so much less memory for gradients and optimizer; the
     forward pass takes two thin matrix products more for each layer.
 
-    List it after WiSE and EWC, which then work on the merged weights (the first method listed encloses the others),
-    and before EMA, which then averages A and B.
+    List it after WiSE, which then works on the merged weights (the first method listed encloses the others), and before
+    EMA, which then averages A and B. EWC works on the merged weights wherever it is listed.
 
     Papers: Hu et al. 2022, "LoRA: Low-Rank Adaptation of Large Language Models", ICLR; that it forgets less: Biderman
     et al. 2024, "LoRA Learns Less and Forgets Less", TMLR.
@@ -125,6 +126,23 @@ class LoRA(Retention):
             what = ", ".join(sorted(missing)) or "trained linear layers"
             raise ValueError(f"{self._label}: {component_name} has no {what} to adapt")
         return found
+
+
+def trained_weights(model: nn.Module) -> dict[str, Tensor]:
+    """What is trained, by the names of the plain layers: of a layer that is wrapped, W + alpha / rank · B A, with a
+    graph to A and B.
+    """
+    weights: dict[str, Tensor] = {}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        layer, wrapped, _ = name.partition(".lora_")
+        if not wrapped:
+            weights[name] = parameter
+        elif f"{layer}.weight" not in weights:  # A; B follows
+            module: Any = model.get_submodule(layer)
+            weights[f"{layer}.weight"] = module.get_base_layer().weight + module.get_delta_weight("default")
+    return weights
 
 
 def _merge(component: nn.Module) -> None:

@@ -5,6 +5,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from itertools import permutations
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from mmalign.retention.base import StagePlan
 from mmalign.retention.generation import copy_samples, directory_bytes, remove_generations
 from mmalign.retention.policies import ENTRY, Policy, Uniform
 from mmalign.retention.pool import Pool
-from mmalign.retention.store import SPLIT, Budget, Origin, modalities_of, sample_hash
+from mmalign.retention.store import SPLIT, Budget, Origin, modalities_of, sample_hash, split_key, stored_modalities
 
 
 @dataclass
@@ -85,7 +86,16 @@ class Memory:
         self._folder: Path | None = None
 
     def begin(self, plan: StagePlan, model: Aligner, folder: Path) -> None:
-        """Get ready to observe a stage; drop what no run can need any more."""
+        """Get ready to observe a stage; drop what no run can need any more.
+
+        Raises:
+            ValueError: the names of two data sets do not tell their samples apart.
+        """
+        for name, other in permutations(plan.data, 2):
+            if other.startswith(f"{name}/"):
+                raise ValueError(
+                    f"stages.{plan.name}.data: a sample {other}/KEY may be one of {name!r} or of {other!r}; rename one"
+                )
         self._folder = folder
         self._modalities = sorted(model.modalities)
         self._number = {}
@@ -131,9 +141,9 @@ class Memory:
         for name, values in batch.modalities.items():
             bits |= values.present.cpu().numpy().astype(np.int64) << self._modalities.index(name)
         rows = np.flatnonzero(~skipped)
-        split = [batch.keys[row].partition("/") for row in rows.tolist()]
-        sources = [self._number[name] for name, _, _ in split]
-        named = [(self._identities[source], key) for source, (_, _, key) in zip(sources, split, strict=True)]
+        split = [split_key(batch.keys[row], self._number) for row in rows.tolist()]
+        sources = [self._number[name] for name, _ in split]
+        named = [(self._identities[source], key) for source, (_, key) in zip(sources, split, strict=True)]
         entries = np.zeros(len(rows), ENTRY)
         entries["hash"] = np.array([sample_hash(plan.seed, identity, key) for identity, key in named], np.uint64)
         entries["key"] = np.array([key_hash(key) for _, key in named], np.uint64)
@@ -164,7 +174,7 @@ class Memory:
         origins = {}
         for part in self.parts:
             folder = self._part_folder(part)
-            modalities = self.sources[part.source].modalities
+            modalities = stored_modalities(self.sources[part.source].modalities)
             origins[part.stage, part.source] = Origin(part.directory, folder, SPLIT, modalities)
         for name, data in plan.data.items():
             place = plan.index, self._number[name]
@@ -194,7 +204,8 @@ class Memory:
             if not here.is_dir():
                 raise FileNotFoundError(f"{here}: the replay memory that belongs to this run's checkpoint is gone")
             count = int(((entries["stage"] == part.stage) & (entries["source"] == part.source)).sum())
-            data = ShardData(str(here), SPLIT, dict(self.sources[part.source].modalities), replayed=True)
+            modalities = stored_modalities(self.sources[part.source].modalities)
+            data = ShardData(str(here), SPLIT, modalities, replayed=True)
             found[part.directory] = data, count
         return found
 

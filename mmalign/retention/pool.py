@@ -83,14 +83,16 @@ class Pool:
         return self.policy.order(self.entries)
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain tensors."""
-        entries = self.entries
+        """Plain tensors: all candidates, sorted by hash. To save them changes nothing: who would go now may come again,
+        and who would stay may get another score.
+        """
+        order = np.argsort(self._rows["hash"][: self._size], kind="stable")
         columns = {}
         for name in ENTRY.names or ():
-            column = np.ascontiguousarray(entries[name])
+            column = self._rows[name][order]
             # torch has few operations on unsigned numbers: the same bits as signed ones
             columns[name] = torch.from_numpy(column if column.dtype.kind == "f" else column.astype("<i8"))
-        beside = {name: torch.from_numpy(values.copy()) for name, values in self.beside.items()}
+        beside = {name: torch.from_numpy(values[order]) for name, values in self._beside.items()}
         return {"entries": columns, "beside": beside}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -101,6 +103,7 @@ class Pool:
         self._beside = {name: values.numpy().copy() for name, values in state["beside"].items()}
         self._size = len(self._rows)
         self._take(np.arange(self._size))
+        self._settled = False
 
     def _reserve(self, size: int, given: Mapping[str, np.ndarray]) -> None:
         rows = len(self._rows)

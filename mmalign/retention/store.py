@@ -2,16 +2,19 @@
 
 import hashlib
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
+from mmalign.data.decode import EXTENSIONS
 from mmalign.data.faults import SampleError
 from mmalign.data.index import ShardSet
 from mmalign.data.sample import DEFAULT_MEMBERS, RawSample
 from mmalign.data.scan import ENTRY as INDEX_ENTRY
 from mmalign.data.scan import key_hash
+from mmalign.data.shards import valid_extension
 from mmalign.data.tar import BLOCK, padded
 from mmalign.model import Aligner
 from mmalign.retention.base import preprocess_of
@@ -22,6 +25,9 @@ _TAR_RECORD_BYTES = 10240
 _INDEX_BYTES = 2048
 _INDEX_BYTES_PER_SHARD = 256
 _PLAIN_KEY = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,39}")
+_PLAIN_EXTENSION_BYTES = 59  # of the 100 that a name takes in a tar, a key and its dot take up to 41
+_RENAMED = "renamed"
+_DECODED = {extension for extensions in EXTENSIONS.values() for extension in extensions}
 
 
 def sample_hash(seed: int, data_identity: str, key: str) -> int:
@@ -81,6 +87,38 @@ def modalities_of(model: Aligner, modalities: dict[str, str] | None) -> dict[str
     if modalities is not None:
         return dict(modalities)
     return {name: DEFAULT_MEMBERS[preprocess.kind] for name, preprocess in preprocess_of(model).items()}
+
+
+def split_key(key: str, names: Iterable[str]) -> tuple[str, str]:
+    """A batch's key "DATASET/KEY" -> (data set, key), which may both hold slashes; ("", …) for one of no such set."""
+    name = next((name for name in names if key.startswith(f"{name}/")), "")
+    return name, key.removeprefix(f"{name}/")
+
+
+def stored_modalities(modalities: dict[str, str]) -> dict[str, str]:
+    """Patterns that find the members of stored samples, also under new names (see stored_members)."""
+    return {name: f"{pattern}|{_RENAMED}*@{i}@*" for i, (name, pattern) in enumerate(sorted(modalities.items()))}
+
+
+def stored_members(sample: RawSample, modalities: dict[str, str]) -> dict[str, bytes]:
+    """The sample's members under names that a tar of ours can hold, in their order.
+
+    A name that it cannot is replaced by its hash, behind the numbers of the modalities that read the member, and before
+    its last part, which says how it is decoded.
+
+    Args:
+        modalities: those of the sample's origin.
+    """
+    read = [{v.name for v in sample.variants(pattern)} for _, pattern in sorted(modalities.items())]
+    members = {}
+    for name, data in sample.members.items():
+        if not valid_extension(name) or len(name) > _PLAIN_EXTENSION_BYTES:
+            numbers = "".join(f"{i}@" for i, names in enumerate(read) if name in names)
+            digest = hashlib.blake2b(name.encode(), digest_size=8).hexdigest()
+            suffix = name.rpartition(".")[2].lower()
+            name = f"{_RENAMED}@{numbers}.{digest}.{suffix if suffix in _DECODED else 'bin'}"
+        members[name] = data
+    return members
 
 
 def stored_key(sample: RawSample, hashed: int) -> str:

@@ -316,6 +316,8 @@ class Curriculum:
         self.terminated = trainer.strategy.reduce_boolean_decision(checkpoints.terminated.is_set(), all=False)
         for method in reversed(methods.values()):
             method.end(plan, experiment.model, dict(experiment.losses))
+        for method in methods.values():
+            method.after_end(plan, experiment.model, dict(experiment.losses))
         stored = sum(method.bytes_stored() for method in experiment.retention.values())
         self.costs.append(cost.result(name, clock.seconds, stored))
         counts = parameter_counts(experiment.model)

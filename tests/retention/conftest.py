@@ -162,6 +162,8 @@ class Workshop:
         if stop is None:
             for method in reversed(methods.values()):
                 method.end(plan, model, losses)
+            for method in methods.values():
+                method.after_end(plan, model, losses)
         return state
 
     def _loss(self, loss: Any, plan: StagePlan, embeddings: Embeddings) -> Tensor:

@@ -1,6 +1,8 @@
 """The memory as a whole: what is observed, chosen, copied, replayed and restored."""
 
+import io
 import multiprocessing
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +10,7 @@ import pytest
 import torch
 from torch import distributed
 
-from mmalign.batch import Batch
+from mmalign.batch import Batch, Embeddings
 from mmalign.data.config import ShardData
 from mmalign.data.index import ShardSet, build_index
 from mmalign.data.sample import RawSample
@@ -16,7 +18,18 @@ from mmalign.data.scan import key_hash
 from mmalign.data.shards import write_shards
 from mmalign.data.stream import Stream
 from mmalign.model import Aligner
-from mmalign.retention import BalancedByStage, HardestK, Policy, Replay, Ring, StagePlan, Uniform
+from mmalign.retention import (
+    DER,
+    BalancedByData,
+    BalancedByModalities,
+    BalancedByStage,
+    HardestK,
+    Policy,
+    Replay,
+    Ring,
+    StagePlan,
+    Uniform,
+)
 from mmalign.retention.base import preprocess_of
 from mmalign.retention.generation import directory_bytes
 from mmalign.retention.memory import Memory
@@ -97,7 +110,7 @@ def test_samples_are_copied_as_they_stood_with_the_members_in_use(workshop) -> N
     watch_stage(memory, plan, model)
     memory.commit(plan, model)
     [(data, count)] = memory.data(plan.directory / "retention" / "m").values()
-    assert (count, data.replayed, data.modalities) == (5, True, plan.data["ab"].modalities)
+    assert (count, data.replayed, data.modalities.keys()) == (5, True, plan.data["ab"].modalities.keys())
     originals = {sample.key: sample for sample in workshop.samples(24, "ab", 1)}
     stored = ShardSet.open(data.shards, data.split)
     for i in range(count):
@@ -136,11 +149,24 @@ def test_the_same_shards_read_as_other_modalities_are_other_samples(workshop) ->
     assert [(sorted(data.modalities), count) for data, count in parts.values()] == [(["a", "b"], 6), (["b", "c"], 6)]
     for data, _ in parts.values():
         members = ShardSet.open(data.shards, data.split).read(0).members
-        assert set(members) == {*data.modalities.values(), "json"}
+        assert set(members) == {*(f"{name}.npy" for name in data.modalities), "json"}
     # the same part read twice is kept once
     watch_stage(memory, plans[0], model)
     assert len(memory.pool) == 12
     assert len({(stage, source) for stage, source in memory.pool.entries[["stage", "source"]].tolist()}) == 2
+
+
+def test_names_of_data_sets_and_methods_may_hold_slashes(workshop) -> None:
+    plans, model, seen = workshop.plans(steps=4), workshop.model(), []
+    plans[0].data = {"old/en": plans[0].data["ab"], "old/fr": workshop.data("fr", 8, "ab", 7)}
+    methods = {"kinds/der": DER(Replay(0.5, 9))}
+    for plan in plans:
+        workshop.train(plan, model, methods, watch=lambda batch, _, terms: seen.append((batch.replayed, terms)))
+    assert {source.name for source in methods["kinds/der"].replay.memory.sources} == {"old/en", "old/fr", "bc"}
+    assert all(replayed.any() and terms["kinds/der.embedding"].item() > 0 for replayed, terms in seen[4:])
+    plans[0].data["old"] = plans[0].data["old/fr"]
+    with pytest.raises(ValueError, match=r"'old' or of 'old/"):
+        Replay().begin(plans[0], model, {})
 
 
 def test_replayed_and_language_rows_are_no_candidates(workshop) -> None:
@@ -176,8 +202,33 @@ def test_a_resumed_memory_is_the_one_that_was_never_interrupted(workshop) -> Non
     assert len(keys(resumed, plan)) == 10
 
 
+@pytest.mark.parametrize(
+    "policy",
+    [Uniform, BalancedByStage, BalancedByData, BalancedByModalities, Ring, HardestK],
+    ids=lambda policy: policy.__name__,
+)
+def test_checkpoints_change_neither_the_memory_nor_the_weights(workshop, policy: type[Policy]) -> None:
+    """With samples that come again, also in the next stage."""
+
+    def run(name: str, every_step: bool) -> tuple[Any, Any]:
+        plans, model = workshop.plans(steps=6), workshop.model()
+        replay = Replay(0.25, capacity=14, policy=policy())
+        again = plans[0].clone()
+        again.index, again.name, again.past = 3, "three", plans
+        for plan in (*plans, again):
+            plan.directory = workshop.folder / name
+            watch = (lambda *_: replay.state_dict()) if every_step else None
+            workshop.train(plan, model, {"m": replay}, watch=watch)
+        return model.state_dict(), replay.state_dict()
+
+    assert_same(run("often", True), run("never", False))
+
+
 def assert_same(one: Any, two: Any) -> None:
-    if isinstance(one, dict):
+    if isinstance(one, tuple):
+        for parts in zip(one, two, strict=True):
+            assert_same(*parts)
+    elif isinstance(one, dict):
         assert one.keys() == two.keys()
         for key in one:
             assert_same(one[key], two[key])
@@ -228,20 +279,21 @@ def test_the_budget_counts_what_files_take(tmp_path: Path) -> None:
     assert actual <= budget.taken <= actual + 4096
 
 
-def test_keys_that_our_tars_refuse_are_replaced(workshop) -> None:
-    import io
-    import tarfile
-
-    folder = workshop.folder / "foreign"
+def foreign_shards(folder: Path, names: dict[str, bytes]) -> None:
+    """A tar of eight samples "deep/er/k é0", …, each with these members."""
     folder.mkdir()
-    array = workshop.samples(1, "ab")[0].members
     with tarfile.open(folder / "00000.tar", "w") as tar:
         for number in range(8):
-            for name in ("a.npy", "b.npy"):
+            for name, data in names.items():
                 header = tarfile.TarInfo(f"deep/er/k é{number}.{name}")
-                header.size = len(array[name])
-                tar.addfile(header, io.BytesIO(array[name]))
+                header.size = len(data)
+                tar.addfile(header, io.BytesIO(data))
     build_index(folder)
+
+
+def test_keys_that_our_tars_refuse_are_replaced(workshop) -> None:
+    array, folder = workshop.samples(1, "ab")[0].members, workshop.folder / "foreign"
+    foreign_shards(folder, {name: array[name] for name in ("a.npy", "b.npy")})
     plan, model = workshop.plans(steps=1)[0], workshop.model()
     plan.data = {"f": ShardData(str(folder), modalities={"a": "a.npy", "b": "b.npy"})}
     memory = Memory(4, 2**30)
@@ -257,6 +309,33 @@ def test_keys_that_our_tars_refuse_are_replaced(workshop) -> None:
     watch_stage(memory, second, model)
     memory.commit(second, model)
     assert len(memory.places()) == 4
+
+
+def test_members_that_our_tars_refuse_are_renamed_and_found_by_their_modalities(workshop) -> None:
+    folder, plans, model = workshop.folder / "foreign", workshop.plans(steps=2), workshop.model()
+    a, both, b = (f"{i}".encode() * 9 for i in range(3))  # never decoded here
+    foreign_shards(folder, {"a.日本.NPY": a, "a.fr.npy": a, f"ab ({'long' * 30}).npy": both, "b..npy": b, "c d": b""})
+    modalities = {"a": "a.*.npy|ab*.npy", "b": "b..npy|ab *.npy"}
+    plan = plans[0]
+    plan.data = {"f": ShardData(str(folder), modalities=modalities)}
+    memory = Memory(4, 2**30)
+    memory.begin(plan, model, plan.directory / "retention" / "m")
+    keys = [f"f/deep/er/k é{number}" for number in range(8)]
+    batch = Batch(keys, {}, torch.arange(8))
+    memory.observe(plan, batch, Embeddings({}, {}, batch.group))
+    for stage in plans:
+        if stage is plans[1]:
+            watch_stage(memory, stage, model)
+        memory.commit(stage, model)
+        parts = memory.data(stage.directory / "retention" / "m")
+        [data] = [data for name, (data, _) in parts.items() if name.endswith("-f")]
+        shards = ShardSet.open(data.shards, data.split)
+        assert len(shards) > 0
+        for sample in map(shards.read, range(len(shards))):
+            found = {name: [v.data for v in sample.variants(pattern)] for name, pattern in data.modalities.items()}
+            assert {name: sorted(values) for name, values in found.items()} == {"a": [a, a, both], "b": [both, b]}
+            assert all(v.name.endswith(".npy") for v in sample.variants(data.modalities["a"]))
+            assert len(sample.members) == 4
 
 
 def test_a_memory_that_is_gone_is_an_error_before_the_stage(workshop) -> None:

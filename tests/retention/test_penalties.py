@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from mmalign.batch import Batch, Embeddings
 from mmalign.data.stream import Stream
-from mmalign.retention import DER, EWC, ZSCL, LwF, Replay, Retention, TextReplay, TowerDistillation
+from mmalign.retention import DER, EMA, EWC, ZSCL, LoRA, LwF, Replay, Retention, TextReplay, TowerDistillation, WiSE
 from mmalign.retention.base import load_parameters, preprocess_of
 from mmalign.retention.similarity import distance, pair_divergence
 from mmalign.training.gather import gather
@@ -272,7 +272,7 @@ def test_ewc_s_fisher_is_the_scaled_mean_of_squared_gradients(workshop) -> None:
 def test_ewc_is_online_and_its_penalty_the_quadratic_one(workshop) -> None:
     plans, model, ewc = workshop.plans(), workshop.model(), EWC(weight=5.0, decay=0.5, batches=2)
     losses = workshop.losses()
-    ewc.end(plans[0], model, losses)
+    ewc.after_end(plans[0], model, losses)
     first = {name: value.clone() for name, value in ewc.fisher.items()}
     load_parameters(model, {name: p + 0.1 for name, p in model.named_parameters()})
     batch = workshop.stream(plans[1], model)[0]
@@ -280,13 +280,56 @@ def test_ewc_is_online_and_its_penalty_the_quadratic_one(workshop) -> None:
     [term] = ewc.penalty(model, batch, embeddings).values()
     assert term.item() == pytest.approx(2.5 * sum(float(f.sum()) for f in first.values()) * 0.01, rel=1e-4)
     second = ewc.stage_fisher(plans[1], model, losses)
-    ewc.end(plans[1], model, losses)
+    ewc.after_end(plans[1], model, losses)
     for name, value in ewc.fisher.items():
         torch.testing.assert_close(value, 0.5 * first[name] + second[name])
     again = EWC()
     again.load_state_dict(workshop.plain(ewc.state_dict()))
     assert again.bytes_stored() == ewc.bytes_stored() == 8 * sum(p.numel() for p in model.parameters())
     assert next(iter(again.penalty(model, batch, embeddings).values())).item() == 0
+
+
+@pytest.mark.parametrize("other", ["wise", "ema", "lora"])
+@pytest.mark.parametrize("ewc_first", [True, False])
+def test_ewc_knows_the_weights_that_the_other_methods_leave(workshop, other: str, ewc_first: bool) -> None:
+    plans, model, ewc = workshop.plans(), workshop.model(), EWC(batches=2, batch_size=4)
+    others = {"wise": WiSE(0.5, ["*"]), "ema": EMA(0.9), "lora": LoRA(["encoder.*"], rank=2)}
+    methods: dict[str, Retention] = {"ewc": ewc, other: others[other]}
+    workshop.train(plans[0], model, methods if ewc_first else dict(reversed(methods.items())))
+    left = dict(model.named_parameters())
+    assert ewc.anchor.keys() == ewc.fisher.keys() == left.keys()
+    fisher = ewc.stage_fisher(plans[0], model, workshop.losses())
+    for name, value in left.items():
+        assert torch.equal(ewc.anchor[name], value)
+        assert torch.equal(ewc.fisher[name], fisher[name])
+
+
+def test_ewc_holds_what_lora_adds_as_it_holds_the_merged_weights(workshop) -> None:
+    plans, model, terms = workshop.plans(), workshop.model(), []
+    ewc = EWC(weight=1000.0, batches=2, batch_size=4)
+    workshop.train(plans[0], model, {"ewc": ewc})
+    plans[1].trainable = {"projection.*": "none"}
+    watched = copy.deepcopy(model), {"ewc": copy.deepcopy(ewc), "lora": LoRA(["encoder.*"], rank=2)}
+    workshop.train(plans[1], *watched, watch=lambda batch, embeddings, seen: terms.append(seen["ewc.fisher"].item()))
+    assert terms[0] == 0  # B starts at zero
+    assert all(term > 1e-3 for term in terms[1:])
+
+    lora, batch = LoRA(["encoder.*"], rank=2), workshop.stream(plans[1], model)[0]
+    lora.begin(plans[1], model, {})
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.1 * torch.randn_like(parameter))
+    embeddings = model(batch)
+    model.zero_grad()
+    [wrapped] = ewc.penalty(model, batch, embeddings).values()
+    wrapped.backward()
+    for name, parameter in model.encoders["b"].named_parameters():
+        assert (parameter.grad is not None) == (".lora_" in name)
+    lora.end(plans[1], model, {})
+    [merged] = ewc.penalty(model, batch, embeddings).values()
+    assert merged.item() > 1e-2
+    assert wrapped.item() == pytest.approx(merged.item(), rel=1e-4)
 
 
 @pytest.mark.parametrize("kind", METHODS)

@@ -44,6 +44,30 @@ def test_piece_by_piece_is_all_at_once(policy: Policy, seed: int, count: int, ca
     assert kept(entries, capacity, policy) == kept(shuffled, capacity, policy, pieces)
 
 
+@pytest.mark.parametrize("policy", POLICIES, ids=lambda p: type(p).__name__)
+@given(seed=st.integers(0, 1000), capacity=st.integers(1, 8), steps=st.integers(1, 12))
+def test_saving_changes_nothing_and_a_restored_pool_goes_on_the_same(
+    policy: Policy, seed: int, capacity: int, steps: int
+) -> None:
+    """Samples come again with another step and score, and in another stage."""
+    known, generator = candidates(20, seed), np.random.default_rng(seed)
+    plain, saved, restored = (Pool(capacity, policy) for _ in range(3))
+    for step in range(steps):
+        entries = known[generator.integers(0, 20, 4)]
+        entries["step"], entries["stage"], entries["score"] = step, 1 + step // 6, generator.integers(0, 9, 4)
+        for pool in (plain, saved, restored):
+            pool.add(entries, {"v": entries["score"][:, None]})
+        state = saved.state_dict()
+        fresh = Pool(capacity, policy)
+        fresh.load_state_dict(restored.state_dict())
+        restored = fresh
+        for name, column in restored.state_dict()["entries"].items():
+            assert torch.equal(column, state["entries"][name])
+    for pool in (saved, restored):
+        assert (pool.entries == plain.entries).all()
+        assert (pool.beside["v"] == plain.beside["v"]).all()
+
+
 @given(sizes=st.lists(st.integers(0, 30), min_size=1, max_size=5), capacity=st.integers(1, 60))
 def test_quotas_sum_to_the_capacity_and_are_as_equal_as_the_groups_allow(sizes: list[int], capacity: int) -> None:
     entries = candidates(sum(sizes))

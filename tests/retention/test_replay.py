@@ -6,7 +6,7 @@ import torch
 
 from mmalign.batch import Batch, Embeddings
 from mmalign.losses import InfoNCE, NextToken, blockwise
-from mmalign.retention import BalancedByStage, Replay, TextReplay
+from mmalign.retention import DER, BalancedByStage, Replay, TextReplay
 
 
 def test_the_first_stage_replays_nothing_and_later_ones_their_share(workshop) -> None:
@@ -142,6 +142,13 @@ def test_text_replay_lowers_the_loss_of_language_that_training_without_it_raises
             return float(NextToken("b")(model(workshop.stream(held, model)[0])))
 
     assert language_after({"text": TextReplay(text, share=0.5)}) < 0.5 * language_after({})
+
+
+def test_only_with_text_is_the_first_stage_another_one(workshop) -> None:
+    text = workshop.data("text", 6, "b", 9)
+    for method in (Replay, lambda **settings: DER(Replay(**settings))):
+        assert not method().acts_at_once
+        assert method(text=text).acts_at_once
 
 
 def test_shares_that_leave_nothing_for_new_samples_are_refused(workshop) -> None:
