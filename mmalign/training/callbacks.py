@@ -185,24 +185,3 @@ class Checkpoints(L.Callback):
                 self.folder.prune(module.plan.index)
         if terminated:
             raise SystemExit(143)
-
-
-class Stopwatch(L.Callback):
-    """Wall-clock seconds of a stage, over all processes that have trained it up to their last checkpoints."""
-
-    def __init__(self) -> None:
-        self._before = 0.0
-        self.start()
-
-    def start(self) -> None:
-        self._started = time.perf_counter()
-
-    @property
-    def seconds(self) -> float:
-        return self._before + time.perf_counter() - self._started
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"seconds": self.seconds}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._before = state_dict["seconds"]

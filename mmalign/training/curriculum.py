@@ -20,7 +20,7 @@ from mmalign.evaluation.base import Moment
 from mmalign.evaluation.run import evaluate_all
 from mmalign.evaluation.table import Row, read_rows, write_rows
 from mmalign.retention.base import Retention, StagePlan, preprocess_of
-from mmalign.training.callbacks import Checkpoints, Journal, Stopwatch, stop_unless_finite
+from mmalign.training.callbacks import Checkpoints, Journal, stop_unless_finite
 from mmalign.training.checkpoints import AtomicCheckpointIO, CheckpointFolder, load_checkpoint, save_atomically
 from mmalign.training.cost import CostMeter, StageCost
 from mmalign.training.device import root_device, trainer_settings
@@ -301,15 +301,14 @@ class Curriculum:
         sizes = ((len(ShardSet.open(data.shards, data.split)), data.limit) for data in plan.data.values())
         samples = sum(size if limit is None else min(size, limit) for size, limit in sizes)
         checkpoints = Checkpoints(self.checkpoints, runtime.checkpoint_every_steps, runtime.checkpoint_every_minutes)
-        clock = Stopwatch()
-        trainer, cost = self._trainer(plan, stage, experiment.max_fault_share * samples, [checkpoints, clock])
+        trainer, cost = self._trainer(plan, stage, experiment.max_fault_share * samples, checkpoints)
         with self.quarantine.reported():
             stream = self._stream(plan, trainer.world_size, trainer.global_rank)
         loader = StageLoader(stream, workers=self.reading.workers, pin_memory=self.device.type == "cuda")
         module.train()  # Lightning leaves the modes as they are
         if self.rank == 0:
             warn_of_batch_norm(experiment.model, trainer.world_size)
-        clock.start()
+        started = time.perf_counter()
         trainer.fit(module, loader, ckpt_path=None if mid_stage is None else str(mid_stage), weights_only=True)
         stop_unless_finite(module, f"stage {name!r}, its last step")
         self._to_device()  # Lightning has taken all back to the CPU
@@ -319,7 +318,7 @@ class Curriculum:
         for method in methods.values():
             method.after_end(plan, experiment.model, dict(experiment.losses))
         stored = sum(method.bytes_stored() for method in experiment.retention.values())
-        self.costs.append(cost.result(name, clock.seconds, stored))
+        self.costs.append(cost.result(name, time.perf_counter() - started, stored))
         counts = parameter_counts(experiment.model)
         done = {"name": name, "steps": plan.steps, "batch_size": plan.batch_size, "trainable": counts}
         self.stage_facts.append(done | {"pairs": sorted(sorted(pair) for pair in plan.pairs.values())})
@@ -361,7 +360,7 @@ class Curriculum:
         }
 
     def _trainer(
-        self, plan: StagePlan, stage: Stage, allowed_faults: float, callbacks: list[L.Callback]
+        self, plan: StagePlan, stage: Stage, allowed_faults: float, checkpoints: Checkpoints
     ) -> tuple[L.Trainer, CostMeter]:
         runtime = self.experiment.runtime
         offset = self._steps_before(plan.index)
@@ -375,7 +374,7 @@ class Curriculum:
             max_steps=plan.steps,
             max_epochs=-1,
             gradient_clip_val=stage.optimization.gradient_clip,
-            callbacks=[journal, cost, *callbacks],
+            callbacks=[journal, cost, checkpoints],
             plugins=[AtomicCheckpointIO()],
             logger=False,
             enable_checkpointing=False,

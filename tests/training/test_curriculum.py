@@ -172,7 +172,7 @@ def test_a_resumed_stage_costs_the_time_of_all_its_processes():
         train_until_the_end_of(2, two_steps(), "within")
     saved = Path("within/checkpoints/stage-02-step-00000001.ckpt")
     content = torch.load(saved, weights_only=True)
-    content["callbacks"]["Stopwatch"]["seconds"] += 1000.0
+    content["callbacks"]["CostMeter"]["loop_seconds"] += 1000.0
     torch.save(content, saved)
     train(two_steps(), Path("within"), resume=True)
     _, cost = json.loads(Path("within/cost.json").read_text())
