@@ -1,5 +1,6 @@
 """Stage after stage: train, save, evaluate everything. A killed run goes on where its last checkpoint stands."""
 
+import time
 import warnings
 from dataclasses import asdict
 from pathlib import Path
