@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from mmalign.batch import Batch, Embeddings
 from mmalign.data.config import ShardData
+from mmalign.data.faults import Limits
 from mmalign.encoders.base import Encoder, Preprocess
 from mmalign.model import Aligner
 
@@ -31,6 +32,7 @@ class StagePlan:
         past, future: the plans of the stages before and after this one, as they were configured.
         pairs: the two modalities that each of `losses` aligns, by the loss's name.
         separate_replay: replayed rows and new rows are no negatives of each other.
+        limits: what counts as an unusable sample.
     """
 
     index: int
@@ -47,6 +49,7 @@ class StagePlan:
     replay: dict[str, tuple[ShardData, float]] = field(default_factory=dict)
     pairs: dict[str, tuple[str, str]] = field(default_factory=dict)
     separate_replay: bool = False
+    limits: Limits = field(default_factory=Limits)
 
     def clone(self) -> "StagePlan":
         """An independent copy, so that a change by a method does not reach the configuration."""

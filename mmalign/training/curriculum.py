@@ -205,6 +205,7 @@ class Curriculum:
                 seed=self.experiment.seed,
                 directory=self.directory,
                 pairs={loss: self.experiment.losses[loss].pair for loss in stage.losses},
+                limits=self.experiment.limits,
             )
             for number, (name, stage) in enumerate(self.experiment.stages.items(), 1)
         ]
@@ -246,10 +247,11 @@ class Curriculum:
         stop_unless_finite(module, f"stage {name!r}, its last step")
         self.device = trainer.strategy.root_device
         module.to(self.device)  # Lightning has taken it back to the CPU
-        for method in reversed(methods.values()):
-            method.end(plan, experiment.model, dict(experiment.losses))
-        for method in methods.values():
-            method.after_end(plan, experiment.model, dict(experiment.losses))
+        with self.quarantine.reported():
+            for method in reversed(methods.values()):
+                method.end(plan, experiment.model, dict(experiment.losses))
+            for method in methods.values():
+                method.after_end(plan, experiment.model, dict(experiment.losses))
         stored = sum(method.bytes_stored() for method in experiment.retention.values())
         self.costs.append(cost.result(name, time.perf_counter() - started, stored))
         counts = parameter_counts(experiment.model)
