@@ -14,7 +14,7 @@ import numpy as np
 from mmalign.data.config import refuse_url, suggestion
 from mmalign.data.faults import Fault
 from mmalign.data.scan import ENTRY, scan_shard
-from mmalign.data.shardset import Shard, ShardSet
+from mmalign.data.shardset import Shard, ShardSet, file_size
 
 __all__ = ["ShardError", "ShardSet", "SplitIndex", "build_index", "shards_by_split"]
 
@@ -68,7 +68,7 @@ def build_index(
     Raises:
         ShardError: a tar is damaged or missing, and `tolerate` is False; nothing is written for its split.
         FileNotFoundError: no such directory, or no tars in it.
-        ValueError: no such split.
+        ValueError: no such split, or a tar is no file of its own but, say, a link.
     """
     directory = Path(directory)
     by_split = shards_by_split(directory)
@@ -128,7 +128,7 @@ def _index_split(
         with open(temporary, "w+b") as file:
             _write_header(file, 0)
             for name in names:
-                if not (directory / name).exists():
+                if file_size(directory / name) is None:
                     faults.append(Fault(name, "", 0, "index", _MISSING, split=split))
                     continue
                 if progress is not None:

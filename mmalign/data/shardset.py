@@ -25,6 +25,10 @@ _MAX_OPEN_FILES = 64
 _VERIFIED_INDEX_BYTES = 1 << 26
 
 
+class ShardFileError(ValueError):
+    """Something stands in place of a tar that is no file: a link, a pipe, a device, a directory."""
+
+
 @dataclass(frozen=True)
 class Shard:
     """One tar, as it was when it was indexed."""
@@ -72,7 +76,7 @@ class ShardSet:
         self.sha256 = hashlib.sha256(names.encode()).hexdigest()
         self._mapped = entries is None
         self._entries = self._map() if entries is None else entries
-        self._sizes = [_size(self.directory / shard.name) for shard in shards]
+        self._sizes = [file_size(self.directory / shard.name) for shard in shards]
         self._files: OrderedDict[int, int] = OrderedDict()
 
     @classmethod
@@ -81,7 +85,7 @@ class ShardSet:
 
         Raises:
             FileNotFoundError: no such directory, or it has no index.
-            ValueError: no such split, or the index is damaged.
+            ValueError: no such split, the index is damaged, or a tar is no file of its own but, say, a link.
         """
         refuse_url(directory)
         directory = Path(directory)
@@ -103,6 +107,8 @@ class ShardSet:
                 found = hashlib.sha256(opened._entries.data if samples else b"").hexdigest()
                 if found != digest:
                     raise ValueError("the entries differ from their hash")
+        except ShardFileError:
+            raise
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise ValueError(f"{path}: {error}; make the index anew with `mmalign data index {directory}`") from error
         return opened
@@ -218,7 +224,7 @@ class ShardSet:
             return self._files[shard_index]
         while len(self._files) >= _MAX_OPEN_FILES:
             os.close(self._files.popitem(last=False)[1])
-        self._files[shard_index] = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        self._files[shard_index] = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW)
         return self._files[shard_index]
 
     def _close(self, shard_index: int) -> None:
@@ -240,12 +246,21 @@ class ShardSet:
             self._entries = self._map()
 
 
-def _size(path: Path) -> int | None:
-    """Bytes of a regular file; None when there is no such file."""
+def file_size(path: Path) -> int | None:
+    """Bytes of a tar; None when there is none. The directories that lead there may be links.
+
+    Raises:
+        ShardFileError: it is no regular file. A link is none: in a directory of somebody else's, it could stand for any
+            file of this machine.
+    """
     try:
-        status = os.stat(path)
+        status = os.lstat(path)
     except FileNotFoundError:
         return None
+    if stat.S_ISLNK(status.st_mode):
+        raise ShardFileError(
+            f"{path} is a symbolic link, and only files are read; link its directory, or copy the file"
+        )
     if not stat.S_ISREG(status.st_mode):
-        raise ValueError(f"{path} is no regular file")
+        raise ShardFileError(f"{path} is no regular file")
     return status.st_size

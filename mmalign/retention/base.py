@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from mmalign.batch import Batch, Embeddings
 from mmalign.data.config import ShardData
+from mmalign.data.faults import Limits
 from mmalign.encoders.base import Encoder, Preprocess
 from mmalign.model import Aligner
 
@@ -33,6 +34,7 @@ class StagePlan:
         pairs: the two modalities that each of `losses` aligns, by the loss's name.
         separate_replay: replayed rows and new rows are no negatives of each other.
         chunk_size: how many rows the towers see at a time, a teacher's among them; None means all (see Runtime).
+        limits: what counts as an unusable sample.
     """
 
     index: int
@@ -51,6 +53,7 @@ class StagePlan:
     pairs: dict[str, tuple[str, str]] = field(default_factory=dict)
     separate_replay: bool = False
     chunk_size: int | None = None
+    limits: Limits = field(default_factory=Limits)
 
     def past_pairs(self) -> list[tuple[str, str]]:
         """The pairs of modalities that were aligned before this stage, each sorted: by stages, or before the run."""

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from mmalign.batch import Batch, Embeddings
+from mmalign.data.faults import report_faults
 from mmalign.data.stream import Stream
 from mmalign.model import Aligner
 from mmalign.retention import ranks
@@ -87,13 +88,17 @@ class EWC(Retention):
             seed=plan.seed,
             stage=f"{plan.name}/fisher",
             steps=self.batches,
+            limits=plan.limits,
         )
         parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
         fisher = {name: torch.zeros_like(p) for name, p in parameters.items()}
         training = {module: module.training for module in model.modules()}
         model.eval()
         for step in range(self.batches):
-            embeddings = model(stream[step].to(next(iter(model.parameters())).device))
+            batch = stream[step]
+            if ranks.rank() == 0:  # all read the same
+                report_faults(batch.faults)
+            embeddings = model(batch.to(next(iter(model.parameters())).device))
             total = torch.stack([weight * losses[name](embeddings) for name, weight in plan.losses.items()]).sum()
             gradients = torch.autograd.grad(total, list(parameters.values()), allow_unused=True)
             for value, gradient in zip(fisher.values(), gradients, strict=True):

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from mmalign.data.faults import Limits
 from mmalign.data.index import build_index
 from mmalign.data.sample import RawSample
 from mmalign.data.shards import write_shards
@@ -28,7 +29,12 @@ Place = tuple[int, int]
 
 
 def copy_samples(
-    entries: np.ndarray, order: np.ndarray, origins: dict[Place, Origin], budget: Budget, target: Path
+    entries: np.ndarray,
+    order: np.ndarray,
+    origins: dict[Place, Origin],
+    budget: Budget,
+    target: Path,
+    limits: Limits,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Write what fits the budget below `target`.
 
@@ -36,6 +42,7 @@ def copy_samples(
         entries: ENTRY, [entries]; `key` finds each in the shards of its origin.
         order: their indices, the one that stays longest first.
         origins: where the samples of each stage and source lie.
+        limits: what counts as an unusable sample.
 
     Returns:
         Which entries were written [entries], and the hashes of all keys, new for those that were [entries].
@@ -44,7 +51,7 @@ def copy_samples(
         ValueError: a sample cannot be read.
     """
     places = [(stage, source) for stage, source in entries[["stage", "source"]].tolist()]
-    readers = {place: Reader(origin, entries["key"][_at(entries, place)]) for place, origin in origins.items()}
+    readers = {place: Reader(origin, entries["key"][_at(entries, place)], limits) for place, origin in origins.items()}
     fits = np.zeros(len(entries), bool)
     keys = entries["key"].copy()
     for i in order.tolist():

@@ -161,7 +161,7 @@ class Memory:
         done = None
         if ranks.rank() == 0:
             target = self._folder / f"after-{plan.index:02d}"
-            done = copy_samples(entries, self.pool.order(), origins, Budget(self.capacity_bytes), target)
+            done = copy_samples(entries, self.pool.order(), origins, Budget(self.capacity_bytes), target, plan.limits)
         fits, keys = ranks.from_first(done)
         kept = sorted({(stage, source) for stage, source in entries[["stage", "source"]][fits].tolist()})
         self.parts = [Part(stage, source, origins[stage, source].directory) for stage, source in kept]

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from mmalign.data.decode import EXTENSIONS
-from mmalign.data.faults import SampleError
+from mmalign.data.faults import Limits, SampleError
 from mmalign.data.index import ShardSet
 from mmalign.data.sample import DEFAULT_MEMBERS, RawSample
 from mmalign.data.scan import ENTRY as INDEX_ENTRY
@@ -57,11 +57,15 @@ class Reader:
     """Reads samples of one origin by the hashes of their keys.
 
     Members that no modality reads are left behind; the json stays.
+
+    Args:
+        wanted: these hashes.
+        limits: those under which the samples were chosen.
     """
 
-    def __init__(self, origin: Origin, wanted: np.ndarray) -> None:
+    def __init__(self, origin: Origin, wanted: np.ndarray, limits: Limits) -> None:
         self.origin = origin
-        self.shards = ShardSet.open(origin.shards, origin.split)
+        self.shards = ShardSet.open(origin.shards, origin.split, limits)
         positions = np.flatnonzero(np.isin(self.shards.keys, wanted))
         self._position = dict(zip(self.shards.keys[positions].tolist(), positions.tolist(), strict=True))
 

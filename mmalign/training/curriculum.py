@@ -270,6 +270,7 @@ class Curriculum:
                 initial_pairs=[(a, b) for a, b in self.initial_pairs],
                 pairs={loss: self.experiment.losses[loss].pair for loss in stage.losses},
                 chunk_size=self.experiment.runtime.chunk_size,
+                limits=self.experiment.limits,
             )
             for number, (name, stage) in enumerate(self.experiment.stages.items(), 1)
         ]
@@ -314,10 +315,11 @@ class Curriculum:
         stop_unless_finite(module, f"stage {name!r}, its last step")
         self._to_device()  # Lightning has taken all back to the CPU
         self.terminated = trainer.strategy.reduce_boolean_decision(checkpoints.terminated.is_set(), all=False)
-        for method in reversed(methods.values()):
-            method.end(plan, experiment.model, dict(experiment.losses))
-        for method in methods.values():
-            method.after_end(plan, experiment.model, dict(experiment.losses))
+        with self.quarantine.reported():
+            for method in reversed(methods.values()):
+                method.end(plan, experiment.model, dict(experiment.losses))
+            for method in methods.values():
+                method.after_end(plan, experiment.model, dict(experiment.losses))
         stored = sum(method.bytes_stored() for method in experiment.retention.values())
         self.costs.append(cost.result(name, time.perf_counter() - started, stored))
         counts = parameter_counts(experiment.model)

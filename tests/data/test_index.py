@@ -280,5 +280,30 @@ def test_a_pipe_named_tar_does_not_hang(copy: Path) -> None:
     os.mkfifo(copy / "train-000000.tar")
     with pytest.raises(ValueError, match="no regular file"):
         ShardSet.open(copy, "train")
-    with pytest.raises((ShardError, OSError)):
+    with pytest.raises(ValueError, match="no regular file"):
         build_index(copy)
+
+
+@pytest.mark.parametrize("inside", [True, False])
+def test_a_link_named_tar_is_refused(copy: Path, tmp_path: Path, inside: bool) -> None:
+    target = (copy if inside else tmp_path) / "elsewhere.bin"
+    os.rename(copy / "train-000000.tar", target)
+    os.symlink(target, copy / "train-000000.tar")
+    for use in (lambda: ShardSet.open(copy, "train"), lambda: build_index(copy)):
+        with pytest.raises(ValueError, match=r"train-000000\.tar is a symbolic link") as refused:
+            use()
+        assert "index anew" not in str(refused.value)
+
+
+def test_a_tar_that_became_a_link_after_it_was_opened_is_not_followed(copy: Path, tmp_path: Path) -> None:
+    opened = ShardSet.open(copy, "train")
+    os.rename(copy / "train-000000.tar", tmp_path / "elsewhere.tar")
+    os.symlink(tmp_path / "elsewhere.tar", copy / "train-000000.tar")
+    with pytest.raises(OSError, match=r"train-000000\.tar"):
+        opened.read(0)
+
+
+def test_a_directory_of_shards_may_be_a_link(copy: Path, tmp_path: Path) -> None:
+    os.symlink(copy, tmp_path / "link")
+    assert build_index(tmp_path / "link")["train"].samples == len(ShardSet.open(tmp_path / "link", "train"))
+    assert ShardSet.open(tmp_path / "link", "train").read(0).members

@@ -11,8 +11,10 @@ from mmalign.evaluation.table import Row, read_rows, write_rows
 @pytest.mark.parametrize("sign", ["\u2028", "\u2029", "\x85", "\x1e", "\r", "\n"])
 def test_names_may_hold_any_sign(tmp_path: Path, sign: str) -> None:
     path = tmp_path / "metrics.jsonl"
-    rows = [Row("r", "s", 1, 2, "c", "d", "test", f"image->text[fr{sign}]", "R@1", 0.5, ci_low=0.1, ci_high=0.9, chance=i)
-            for i in (0.0, 0.25)]  # fmt: skip
+    interval = {"ci_low": 0.1, "ci_high": 0.9, "chance": 0.25}
+    rows = [
+        Row("r", "s", 1, 2, "c", "d", "test", f"{way}[fr{sign}]", "R@1", 0.5, **interval) for way in ("a->b", "b->a")
+    ]
     write_rows(path, rows)
     assert read_rows(path) == rows
 

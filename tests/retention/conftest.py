@@ -112,7 +112,8 @@ class Workshop:
         new = 1.0 - sum(share for _, share in plan.replay.values())
         total = sum(data.weight for data in plan.data.values())
         sources = {name: (data, new * data.weight / total) for name, data in plan.data.items()} | plan.replay
-        return Stream(sources, preprocess_of(model), plan.batch_size, plan.seed, plan.name, plan.steps)
+        limits = plan.limits
+        return Stream(sources, preprocess_of(model), plan.batch_size, plan.seed, plan.name, plan.steps, limits=limits)
 
     def train(
         self,

@@ -12,6 +12,7 @@ from torch import distributed
 
 from mmalign.batch import Batch, Embeddings
 from mmalign.data.config import ShardData
+from mmalign.data.faults import Limits
 from mmalign.data.index import ShardSet, build_index
 from mmalign.data.sample import RawSample
 from mmalign.data.scan import key_hash
@@ -117,6 +118,14 @@ def test_samples_are_copied_as_they_stood_with_the_members_in_use(workshop) -> N
         sample = stored.read(i)
         expected = originals[sample.key].members
         assert sample.members == {name: expected[name] for name in ("a.npy", "b.npy", "json")}
+
+
+def test_samples_are_copied_within_the_limits_of_the_stage(workshop) -> None:
+    plan, model, memory = workshop.plans(steps=3)[0], workshop.model(), Memory(5, 2**30)
+    watch_stage(memory, plan, model)
+    plan.limits = Limits(max_sample_bytes=100)
+    with pytest.raises(ValueError, match=r"cannot be read: .* the limit is 100"):
+        memory.commit(plan, model)
 
 
 def test_two_stages_share_the_places_and_the_old_part_is_rewritten(workshop) -> None:

@@ -12,6 +12,9 @@ from torch import Tensor, distributed
 from torch.nn import functional as F
 
 from mmalign.batch import Batch, Embeddings
+from mmalign.data.faults import Limits, QuarantineLog
+from mmalign.data.index import build_index
+from mmalign.data.shards import write_shards
 from mmalign.data.stream import Stream
 from mmalign.retention import DER, EMA, EWC, ZSCL, LoRA, LwF, Replay, Retention, TextReplay, TowerDistillation, WiSE
 from mmalign.retention.base import load_parameters, preprocess_of
@@ -267,6 +270,24 @@ def test_ewc_s_fisher_is_the_scaled_mean_of_squared_gradients(workshop) -> None:
         expected += model.encoders["a"].first.weight.grad.square() * 6 / 3
     torch.testing.assert_close(fisher["encoders.a.first.weight"], expected)
     assert not fisher["encoders.c.first.weight"].any()
+
+
+def test_ewc_reads_within_the_stage_s_limits_and_reports_what_it_cannot_use(workshop) -> None:
+    plan, model, ewc = workshop.plans()[0], workshop.model(), EWC(batches=3, batch_size=6)
+    samples = workshop.samples(6, "ab")
+    samples[2].members["b.npy"] = b"no array"
+    write_shards(workshop.folder / "damaged", "train", samples)
+    build_index(workshop.folder / "damaged")
+    plan.data["ab"] = replace(plan.data["ab"], shards=str(workshop.folder / "damaged"))
+    log = QuarantineLog(workshop.folder / "quarantine.jsonl")
+    with log.reported():
+        ewc.stage_fisher(plan, model, workshop.losses())
+    [line] = log.path.read_text().splitlines()
+    assert '"dataset": "ab"' in line
+    assert '"key": "s0002"' in line
+    plan.limits = Limits(max_array_values=11)
+    with pytest.raises(RuntimeError, match="limit is 11"):
+        ewc.stage_fisher(plan, model, workshop.losses())
 
 
 def test_ewc_is_online_and_its_penalty_the_quadratic_one(workshop) -> None:

@@ -15,7 +15,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from mmalign.data.faults import Fault, report_faults
 from mmalign.evaluation.table import read_rows, write_rows
+from mmalign.retention import EWC
 from mmalign.training.config import check_config
 from mmalign.training.run import train
 from mmalign.training.yaml_config import ConfigError, read_config
@@ -130,7 +132,14 @@ def test_an_infinite_gradient_stops_before_the_checkpoint(workplace, monkeypatch
     assert sorted(path.name for path in (out / "checkpoints").iterdir()) == kept
 
 
-def test_unusable_samples_of_training_and_evaluation_are_listed(workplace):
+def test_unusable_samples_of_training_and_evaluation_are_listed(workplace, monkeypatch):
+    limits = []
+
+    def after_end(self, plan, model, losses):
+        limits.append(plan.limits.max_pixels)
+        report_faults([Fault("train-000000.tar", "k", 0, "read", "a method found it", "scenes", "method")])
+
+    monkeypatch.setattr(EWC, "after_end", after_end)
     if not (workplace / "data" / "debug").exists():
         train(quick(**SHORT), workplace / "plain")  # builds it
     damaged = workplace / "data" / "damaged"
@@ -138,10 +147,13 @@ def test_unusable_samples_of_training_and_evaluation_are_listed(workplace):
     broken = {split: damage(damaged / f"{split}-000000.tar", every) for split, every in (("train", 20), ("test", 30))}
     places = ("stages.image_text.data.scenes", "stages.audio_text.data.scenes", "evaluation.scenes.init_args.data")
     config = SHORT | {f"{place}.shards": "data/damaged" for place in places}
+    config |= {"retention": {"ewc": {"class_path": "mmalign.retention.EWC"}}, "limits.max_pixels": 5000}
     out = workplace / "faulty"
     train(quick(**config), out)
     lines = [json.loads(line) for line in (out / "quarantine.jsonl").read_text().splitlines()]
     found = {split: {line["key"] for line in lines if line["split"] == split} for split in broken}
+    assert limits == [5000, 5000]
+    assert sum(line["error"] == "a method found it" for line in lines) == 1
     assert found["test"] == broken["test"]
     assert found["train"]
     assert found["train"] <= broken["train"]
