@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from mmalign.batch import Batch, Embeddings, Tokens, Values
 from mmalign.data.config import Reading
@@ -107,19 +108,25 @@ class Heads(nn.ModuleList):
         return torch.cat([F.normalize(head(pooled), dim=-1) for head in self], dim=-1)
 
 
+def mixes_rows(module: nn.Module) -> bool:
+    """Whether it holds batch normalisation in training mode, which makes a row's output depend on the whole batch."""
+    return any(isinstance(part, _BatchNorm) and part.training for part in module.modules())
+
+
 def bucketed(
     tower: Encoder, values: Tensor, mask: Bool[Tensor, "batch length"] | None, buckets: int, fewest_rows: int = 8
 ) -> Tokens:
     """A tower's output, computed in groups of rows of similar length, each without the padding that it does not need.
 
-    An encoder's output for a row does not depend on its neighbours, so this equals one call, and is only faster.
+    An encoder's output for a row does not depend on its neighbours, so this equals one call, and is only faster. Where
+    it does depend on them, by batch normalisation in training mode, all rows go through in one call.
 
     Args:
         buckets: how many groups there may be.
         fewest_rows: of a group; smaller ones are not worth a call.
     """
     groups = 0 if mask is None else min(buckets, len(values) // fewest_rows)
-    if mask is None or groups < 2:
+    if mask is None or groups < 2 or mixes_rows(tower):
         return tower(values, mask)
     lengths = (mask * torch.arange(1, mask.shape[1] + 1, device=mask.device)).amax(1)
     order = lengths.argsort(stable=True)

@@ -1,5 +1,6 @@
 """The model: what it promises for absent modalities, frozen towers and cached features."""
 
+import copy
 from dataclasses import replace
 
 import pytest
@@ -153,3 +154,23 @@ def test_length_buckets_change_nothing():
     torch.testing.assert_close(fast.pooled, plain.pooled)
     torch.testing.assert_close(fast.sequence * fast.mask[..., None], (plain.sequence * plain.mask[..., None]))
     assert torch.equal(fast.mask, plain.mask)
+
+
+class NormalisedSeries(Series):
+    def __init__(self) -> None:
+        super().__init__()
+        self.net, self.norm = nn.Linear(3, WIDTH), nn.BatchNorm1d(WIDTH)
+
+    def forward(self, values, mask=None):
+        return Tokens.mean_pooled(self.norm(self.net(values).transpose(1, 2)).transpose(1, 2), mask)
+
+
+def test_trained_batch_normalisation_sees_the_whole_batch_at_once():
+    tower, calls = NormalisedSeries(), []
+    values, mask = torch.randn(40, 12, 3), torch.arange(12) < torch.randint(1, 13, (40, 1))
+    expected = copy.deepcopy(tower)(values, mask).pooled
+    tower.register_forward_hook(lambda *_: calls.append(1))
+    assert torch.equal(bucketed(tower, values, mask, buckets=4).pooled, expected)
+    assert tower.norm.num_batches_tracked == len(calls) == 1
+    bucketed(tower.eval(), values, mask, buckets=4)
+    assert len(calls) == 5

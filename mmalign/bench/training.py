@@ -118,7 +118,7 @@ class TrainingStep(Benchmark):
 
     def note(self, quantity: Quantity) -> str:
         if quantity.side == "bf16":
-            return f"the bar is meant for AMX; this machine has {matrix_extension() or 'no bfloat16 instructions'}"
+            return f"attention is in float32; this machine has {matrix_extension() or 'no bfloat16 instructions'}"
         return quantity.note
 
     def roofline(self, quantity: Quantity, medians: Mapping[str, Mapping[str, float]], ceilings: Ceilings) -> str:

@@ -14,6 +14,7 @@ from jaxtyping import Bool
 from torch import Tensor, nn
 
 from mmalign.batch import Tokens
+from mmalign.encoders.cpu_attention import keep_attention_in_float32
 
 
 @dataclass(frozen=True)
@@ -110,6 +111,7 @@ class Encoder(nn.Module):
 
     A subclass sets `preprocess`, `width` (of `pooled` and `sequence`) and `axis` through this constructor, and
     implements `forward`. In evaluation mode the embedding of a sample must not depend on its neighbours in the batch.
+    The first one that is made sets how this process computes attention under autocast on a CPU, see `cpu_attention`.
 
     Attributes:
         init_args: arguments of the constructor, defaults included, as JSON-able values; what is no plain value stands
@@ -130,6 +132,7 @@ class Encoder(nn.Module):
 
     def __init__(self, preprocess: Preprocess, width: int, axis: Axis) -> None:
         super().__init__()
+        keep_attention_in_float32()
         self.preprocess = preprocess
         self.width = width
         self.axis = axis

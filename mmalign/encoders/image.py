@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from mmalign.batch import Tokens
 from mmalign.encoders.base import Axis, Encoder, Preprocess
 from mmalign.encoders.timm_trunk import TimmTrunk
+from mmalign.encoders.weights import check_patch_dropout, no_patch_dropout
 
 Resize = Literal["crop", "squash", "pad"]
 
@@ -131,6 +132,9 @@ class ImageTimm(Encoder):
         patch_dropout: share of patches left out in training (transformers only; arXiv:2212.00794).
         channels_last: memory layout that suits convolutions.
         options: further arguments of the timm model.
+
+    Raises:
+        ValueError: timm has no such model, or it cannot drop patches.
     """
 
     def __init__(
@@ -155,7 +159,12 @@ class ImageTimm(Encoder):
         if size is None:
             config = get_pretrained_cfg(model)
             size = 224 if config is None else config.input_size[-1]
-        trunk = TimmTrunk(model, pretrained, weights, (size, size), 3, channels_last, options)
+        try:
+            trunk = TimmTrunk(model, pretrained, weights, (size, size), 3, channels_last, options)
+        except TypeError as error:
+            raise (no_patch_dropout(model) if "patch_drop_rate" in str(error) else error) from None
+        if patch_dropout:
+            check_patch_dropout(trunk, model)
         stated = trunk.config
         preprocess = ImagePreprocess(
             size=size,

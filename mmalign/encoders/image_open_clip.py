@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from mmalign.batch import Tokens
 from mmalign.encoders.base import Axis, Encoder
 from mmalign.encoders.image import ImagePreprocess, Resize
-from mmalign.encoders.weights import layers_in_order, load_open_clip
+from mmalign.encoders.weights import check_patch_dropout, layers_in_order, load_open_clip, no_patch_dropout
 
 _RESIZE_MODES: dict[str, Resize] = {"shortest": "crop", "longest": "pad", "squash": "squash"}
 
@@ -18,12 +18,16 @@ class ImageOpenClip(Encoder):
     """The image half of an open_clip model; `pooled` is its embedding, the sequence its patches in the same space.
 
     Where a tower does not give its patches (ResNets with attention pooling), the sequence is the embedding alone.
+    Towers of convolutions run in the channels-last memory layout.
 
     Args:
         model: a name ("ViT-B-32"), "hf-hub:…" or "local-dir:…".
         pretrained: tag or path of weights; None for random ones (the hub's and a folder's come of themselves).
-        patch_dropout: share of patches left out in training.
+        patch_dropout: share of patches left out in training; None is what the model states.
         scale_min, flip, jitter: see `ImagePreprocess`.
+
+    Raises:
+        ValueError: open_clip has no such model or weights, or the model cannot drop patches.
     """
 
     def __init__(
@@ -37,12 +41,21 @@ class ImageOpenClip(Encoder):
     ) -> None:
         import open_clip
 
-        whole = load_open_clip(model, pretrained, force_patch_dropout=patch_dropout)
+        try:
+            whole = load_open_clip(model, pretrained, force_patch_dropout=patch_dropout)
+        except TypeError as error:
+            raise (no_patch_dropout(model) if "patch_drop_rate" in str(error) else error) from None
         stated = open_clip.get_model_preprocess_cfg(whole)
         size = stated["size"]
         visual = whole.visual.train()
+        if patch_dropout:
+            check_patch_dropout(visual, model)
         if hasattr(visual, "output_tokens"):
             visual.output_tokens = True
+        convolutions = sum(isinstance(module, nn.Conv2d) for module in visual.modules())
+        channels_last = convolutions > 1  # not the one that cuts a transformer's patches
+        if channels_last:
+            visual.to(memory_format=torch.channels_last)
         preprocess = ImagePreprocess(
             size=size if isinstance(size, int) else size[0],
             mean=tuple(stated["mean"]),
@@ -58,8 +71,11 @@ class ImageOpenClip(Encoder):
         axis = Axis("patches", rows=side, columns=side) if side * side == sequence.shape[1] else Axis("queries")
         super().__init__(preprocess=preprocess, width=pooled.shape[1], axis=axis)
         self.visual = visual
+        self.channels_last = channels_last
 
     def forward(self, values: Tensor, mask: Bool[Tensor, "batch length"] | None = None) -> Tokens:
+        if self.channels_last:
+            values = values.contiguous(memory_format=torch.channels_last)
         sequence, pooled = _tokens(self.visual, values)
         return Tokens(sequence, torch.ones(sequence.shape[:2], dtype=torch.bool, device=sequence.device), pooled)
 

@@ -54,9 +54,6 @@ class Block(nn.Module):
         query, key, value = split.unbind(0)
         if turn is not None:
             query, key = rotate(query, turn), rotate(key, turn)
-        if query.device.type == "cpu" and query.dtype == torch.bfloat16:
-            # The kernel's backward pass takes three times as long in bf16 there as in float32.
-            query, key, value = query.float(), key.float(), value.float()
         dropout = self.dropout if self.training else 0.0
         mixed = functional.scaled_dot_product_attention(query, key, value, keys, dropout_p=dropout, is_causal=causal)
         x = x + functional.dropout(self.out(mixed.transpose(1, 2).flatten(2)), self.dropout, self.training)

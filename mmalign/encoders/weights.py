@@ -61,6 +61,16 @@ def load_open_clip(model: str, pretrained: str | None, **options: Any) -> Any:
         raise ValueError(f"open_clip {model!r}, weights {pretrained!r}: {error}{hint}") from error
 
 
+def check_patch_dropout(module: nn.Module, model: str) -> None:
+    """Raise a ValueError for a model that was to drop patches and has nothing that does."""
+    if not any(type(part).__name__.startswith("PatchDropout") for part in module.modules()):
+        raise no_patch_dropout(model)
+
+
+def no_patch_dropout(model: str) -> ValueError:
+    return ValueError(f"patch_dropout: {model!r} has no patches to drop; only vision transformers have")
+
+
 def check_timm_model(model: str) -> None:
     """Raise a ValueError for a model that timm doesn't have, with the names that are near."""
     import timm

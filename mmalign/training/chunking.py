@@ -4,9 +4,12 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 from mmalign.batch import Batch, Embeddings
+from mmalign.model import Aligner
+from mmalign.training.trainable import frozen_modules
 
 
 def chunked(
@@ -23,7 +26,7 @@ def chunked(
     Random numbers are drawn chunk by chunk; with dropout the result equals that of the same chunks kept in memory
     (`recompute=False`), and is one sample of what the whole batch at once would give. Without dropout it equals the
     whole batch at once. Layers that mix rows, such as BatchNorm in training mode, see one chunk at a time and, with
-    `recompute`, update their running statistics twice: keep them in evaluation mode.
+    `recompute`, update their running statistics twice: keep them in evaluation mode (see `check_chunks`).
 
     Args:
         function: rows of a batch -> their embeddings; no side effects.
@@ -48,6 +51,23 @@ def chunked(
         else:
             parts.append(function(rows))
     return concatenate(parts)
+
+
+def check_chunks(model: Aligner, chunk_size: int | None, rows: int, stage: str) -> None:
+    """Refuse chunks of a batch of `rows` where a part that is trained, by its `requires_grad`, normalises by batch.
+
+    Raises:
+        ValueError: names the key, the stage and the component.
+    """
+    if chunk_size is None or chunk_size >= rows:
+        return
+    evaluating = {module for part in frozen_modules(model) for module in part.modules()}
+    for name, component in model.components().items():
+        if any(isinstance(module, _BatchNorm) and module not in evaluating for module in component.modules()):
+            raise ValueError(
+                f"runtime.chunk_size: stage {stage!r} trains {name}, which holds batch normalisation: with "
+                f"{chunk_size} of {rows} rows at a time its statistics, and so the gradients, would be others"
+            )
 
 
 def concatenate(parts: list[Embeddings]) -> Embeddings:

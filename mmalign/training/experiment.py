@@ -11,9 +11,11 @@ from mmalign.evaluation.base import Evaluator
 from mmalign.losses.base import Loss
 from mmalign.model import FUSED, Aligner
 from mmalign.retention.base import Retention
+from mmalign.retention.frozen import Frozen
+from mmalign.training.chunking import check_chunks
 from mmalign.training.logging import LoggerSettings
 from mmalign.training.optim import Optimization
-from mmalign.training.trainable import check_globs, check_trainable
+from mmalign.training.trainable import check_globs, check_trainable, freeze_all_but, freeze_unreached
 
 
 @dataclass
@@ -73,8 +75,9 @@ class Runtime:
         threads: of torch, in the training process; None leaves torch's choice.
         chunk_size: gradient caching: the towers see this many samples at a time, the loss sees the whole batch, and
             the gradients are those of the whole batch. None turns it off. This is also how to accumulate gradients:
-            Lightning's accumulate_grad_batches would change a contrastive loss: it shrinks its set of negatives. On a
-            CPU under glibc, start mmalign with MALLOC_MMAP_THRESHOLD_=1000000, or much of what is freed is kept.
+            Lightning's accumulate_grad_batches would change a contrastive loss: it shrinks its set of negatives. Towers
+            whose batch normalisation is trained are refused: it would see a chunk at a time. On a CPU under glibc,
+            start mmalign with MALLOC_MMAP_THRESHOLD_=1000000, or much of what is freed is kept.
         recompute: embed chunks again in the backward pass (memory of one chunk), or keep their graphs.
         gradient_checkpointing: modalities whose towers run again in the backward pass, block by block, and keep little.
         compile: modalities whose towers go through `torch.compile`.
@@ -101,6 +104,9 @@ class Runtime:
     log_every_steps: int = 10
     progress_bar: bool = True
     price_per_hour: float = 0.0
+
+    def rows_per_process(self, batch_size: int) -> int:
+        return batch_size // max(1, self.devices * self.num_nodes)
 
 
 @dataclass
@@ -181,6 +187,23 @@ class Experiment:
                 self._check_stage(stage)
             except ValueError as error:
                 raise ValueError(f"stages.{stage_name}.{error}") from None
+            self._check_chunks(stage_name, stage)
+
+    def _check_chunks(self, name: str, stage: Stage) -> None:
+        """What else would be found when the stage begins. What Frozen leaves to train is known only then."""
+        rows = self.runtime.rows_per_process(stage.batch_size)
+        methods = self.retention if stage.retention is None else stage.retention
+        if self.runtime.chunk_size is None or any(isinstance(self.retention[method], Frozen) for method in methods):
+            return
+        before = [parameter.requires_grad for parameter in self.model.parameters()]
+        freeze_all_but(self.model, stage.trainable)
+        reached = {modality for loss in stage.losses for modality in self.losses[loss].pair}
+        freeze_unreached(self.model, reached, fusion_only=bool(methods))
+        try:
+            check_chunks(self.model, self.runtime.chunk_size, rows, name)
+        finally:
+            for parameter, trained in zip(self.model.parameters(), before, strict=True):
+                parameter.requires_grad_(trained)
 
     def _check_stage(self, stage: Stage) -> None:
         """What would otherwise be found when the stage begins, after those before it have been trained."""

@@ -13,7 +13,7 @@ from mmalign.losses.base import Loss
 from mmalign.losses.blocks import blockwise
 from mmalign.model import Aligner
 from mmalign.retention.base import Retention, StagePlan
-from mmalign.training.chunking import chunked
+from mmalign.training.chunking import check_chunks, chunked
 from mmalign.training.experiment import Runtime, Stage
 from mmalign.training.gather import ddp_scale, gather
 from mmalign.training.trainable import freeze_all_but, freeze_unreached, frozen_modules
@@ -29,6 +29,9 @@ class AlignmentModule(L.LightningModule):
         plan: the stage after the retention methods had their say.
         runtime: for the chunk size.
         facts: plain values that every checkpoint carries under "mmalign"; to `total_step` the stage's steps are added.
+
+    Raises:
+        ValueError: batches would be cut into chunks that batch normalisation does not allow.
     """
 
     def __init__(
@@ -54,6 +57,7 @@ class AlignmentModule(L.LightningModule):
         of_losses = (losses[name].reaches() for name in plan.losses)
         of_methods = (method.reaches(plan, model) for method in retention.values())
         freeze_unreached(model, set().union(*of_losses, *of_methods))
+        check_chunks(model, runtime.chunk_size, runtime.rows_per_process(plan.batch_size), plan.name)
         for name, loss in self.losses.items():
             loss.requires_grad_(name in plan.losses)
 

@@ -62,18 +62,21 @@ def cached_asset() -> Callable[[str], Path]:
 
 @pytest.fixture
 def open_clip_folder(tmp_path: Path) -> Callable[..., Path]:
-    """Writes a small open_clip model as a local-dir."""
+    """Writes a small open_clip model, with a "vit", a "timm" or a "resnet" for pictures, as a local-dir."""
 
-    def write(custom: bool = False, **text: object) -> Path:
+    def write(vision: str = "vit", **text: object) -> Path:
         from open_clip.model import CLIP, CustomTextCLIP
         from safetensors.torch import save_file
 
         torch.manual_seed(0)
-        vision: dict[str, object] = {"image_size": 32, "layers": 2, "width": 32, "head_width": 16, "patch_size": 8}
-        if custom:
-            vision = {"timm_model_name": "resnet10t", "timm_proj": "linear", "timm_pool": "avg", "image_size": 64}
+        custom = vision == "timm"
+        towers: dict[str, dict[str, object]] = {
+            "vit": {"image_size": 32, "layers": 2, "width": 32, "head_width": 16, "patch_size": 8},
+            "timm": {"timm_model_name": "resnet10t", "timm_proj": "linear", "timm_pool": "avg", "image_size": 64},
+            "resnet": {"image_size": 32, "layers": [1, 1, 1, 1], "width": 8, "head_width": 16},
+        }
         text_cfg = {"context_length": 16, "vocab_size": 49408, "width": 24, "heads": 2, "layers": 2, **text}
-        config = {"embed_dim": 20, "vision_cfg": vision, "text_cfg": text_cfg}
+        config = {"embed_dim": 20, "vision_cfg": towers[vision], "text_cfg": text_cfg}
         model = (CustomTextCLIP if custom else CLIP)(**config)
         preprocess = {"mean": [0.4, 0.5, 0.6], "std": [0.2, 0.3, 0.4], "resize_mode": "squash"}
         preprocess["interpolation"] = "bilinear"

@@ -153,11 +153,11 @@ def test_missing_weights_are_named():
         ImageTimm("resnet10t", weights="no-such-thing", size=64)
 
 
-@pytest.mark.parametrize("custom", [False, True])
-def test_open_clip_tower_equals_open_clip(open_clip_folder, tower_check, custom):
+@pytest.mark.parametrize(("vision", "positions"), [("vit", 16), ("timm", 4), ("resnet", 1)])
+def test_open_clip_tower_equals_open_clip(open_clip_folder, tower_check, vision, positions):
     import open_clip
 
-    name = f"local-dir:{open_clip_folder(custom)}"
+    name = f"local-dir:{open_clip_folder(vision=vision)}"
     encoder = ImageOpenClip(name)
     model, _, transform = open_clip.create_model_and_transforms(name)
     pictures = [picture(40, 60, seed=seed) for seed in range(3)]
@@ -167,8 +167,11 @@ def test_open_clip_tower_equals_open_clip(open_clip_folder, tower_check, custom)
         expected = model.eval().encode_image(torch.stack([transform(p) for p in pictures]))
         tokens = encoder(*encoder.preprocess.collate(rows))
     torch.testing.assert_close(tokens.pooled, expected, atol=1e-5, rtol=0)
-    assert tokens.sequence.shape == (3, 4 if custom else 16, 20)
+    assert tokens.sequence.shape == (3, positions, 20)
     assert encoder.axis.rows == encoder.axis.columns
+    kernels = [p for p in encoder.parameters() if p.ndim == 4 and p.shape[1] > 3 and p.shape[2] > 1]
+    assert bool(kernels) == (vision != "vit")
+    assert all(kernel.is_contiguous(memory_format=torch.channels_last) for kernel in kernels)
 
 
 @pytest.mark.assets
@@ -188,3 +191,18 @@ def test_names_that_open_clip_and_timm_do_not_know():
         ImageOpenClip("ViT-B-32", "opnai")
     with pytest.raises(ValueError, match="timm has no model 'vit_tny_patch16_224'; did you mean vit_tiny_patch16_224"):
         ImageTimm("vit_tny_patch16_224")
+
+
+def test_patch_dropout_is_refused_where_there_are_no_patches(open_clip_folder):
+    with pytest.raises(ValueError, match=r"^patch_dropout: 'resnet10t' has no patches to drop"):
+        ImageTimm("resnet10t", size=64, patch_dropout=0.5)
+    for kind in ("resnet", "timm"):
+        with pytest.raises(ValueError, match=r"^patch_dropout: 'local-dir:.*' has no patches to drop"):
+            ImageOpenClip(f"local-dir:{open_clip_folder(vision=kind)}", patch_dropout=0.5)
+    with pytest.raises(TypeError, match="no_such_option"):
+        ImageTimm("resnet10t", size=64, options={"no_such_option": 1})
+
+
+def test_open_clip_drops_patches_in_training(open_clip_folder):
+    encoder = ImageOpenClip(f"local-dir:{open_clip_folder()}", patch_dropout=0.5)
+    assert encoder.train()(torch.randn(2, 3, 32, 32)).sequence.shape[1] == 8

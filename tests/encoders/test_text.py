@@ -63,13 +63,13 @@ def test_the_wrong_class_and_too_long_texts_are_refused(hf_folder, tmp_path_fact
 
 
 @pytest.mark.parametrize(
-    ("custom", "text"),
-    [(False, {}), (True, {}), (True, {"no_causal_mask": True, "pool_type": "last"}), (True, {"embed_cls": True})],
+    ("vision", "text"),
+    [("vit", {}), ("timm", {}), ("timm", {"no_causal_mask": True, "pool_type": "last"}), ("timm", {"embed_cls": True})],
 )
-def test_open_clip_tower_equals_open_clip(open_clip_folder, tower_check, custom, text):
+def test_open_clip_tower_equals_open_clip(open_clip_folder, tower_check, vision, text):
     import open_clip
 
-    name = f"local-dir:{open_clip_folder(custom, **text)}"
+    name = f"local-dir:{open_clip_folder(vision, **text)}"
     encoder = TextOpenClip(name).eval()
     model = open_clip.create_model(name).eval()
     tower_check(encoder, prepared(encoder, TEXTS[:3]))

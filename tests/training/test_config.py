@@ -7,6 +7,8 @@ import pytest
 from mmalign.data.shards import build
 from mmalign.data.sources.scenes import Scenes
 from mmalign.training.config import build_experiment, build_part, check_config
+from mmalign.training.curriculum import Curriculum
+from mmalign.training.module import AlignmentModule
 from mmalign.training.run import check_data
 from mmalign.training.yaml_config import ConfigError, differences, override, parse_overrides, read_config
 
@@ -92,6 +94,56 @@ def test_a_mistake_of_a_later_stage_is_named_before_the_first(changes, message):
     with pytest.raises(ValueError) as error:  # noqa: PT011 - the message is compared below
         build_experiment(check_config(read_config(DEBUG, changes)))
     assert message in str(error.value)
+
+
+CNN = {
+    "model.init_args.encoders.image.init_args": {
+        "model": "resnet10t",
+        "size": 32,
+        "options": {"channels": [8, 8, 16, 16], "stem_width": 8},
+    }
+}
+FROZEN = {"class_path": "mmalign.retention.Frozen", "init_args": {"components": ["encoder.image"]}}
+
+
+@pytest.mark.parametrize(
+    ("changes", "stage"),
+    [
+        ({}, "image_text"),
+        ({"stages.image_text.trainable": {"encoder.image": "none"}}, "audio_text"),
+        ({"stages.image_text.trainable": {"encoder.image": 1}}, "image_text"),
+        ({"runtime.devices": 2, "runtime.chunk_size": 15}, "image_text"),
+    ],
+)
+def test_chunks_are_refused_where_batch_normalisation_is_trained(changes, stage):
+    changes = CNN | {"runtime.chunk_size": 4} | changes
+    message = rf"^runtime.chunk_size: stage '{stage}' trains encoder.image, which holds batch normalisation"
+    with pytest.raises(ValueError, match=message):
+        build_experiment(check_config(read_config(DEBUG, changes)))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {f"stages.{stage}.trainable": {"encoder.image": "none"} for stage in ("image_text", "audio_text")},
+        {"stages.image_text.trainable": {"encoder.image": "none"}, "retention": {}},  # no loss of the other reaches it
+        {"runtime.devices": 2, "runtime.chunk_size": 16},
+        {"retention": {"frozen": FROZEN}},
+    ],
+)
+def test_chunks_are_allowed_where_batch_normalisation_is_frozen_or_sees_all_rows(changes):
+    changes = CNN | {"runtime.chunk_size": 4} | changes
+    model = build_experiment(check_config(read_config(DEBUG, changes))).model
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_chunks_are_refused_when_a_stage_begins_that_frozen_leaves_batch_normalisation_to_train(tmp_path):
+    frozen = FROZEN | {"init_args": {"components": ["encoder.text"]}}
+    config = check_config(read_config(DEBUG, CNN | {"runtime.chunk_size": 4, "retention": {"frozen": frozen}}))
+    experiment = build_experiment(config)
+    stage, plan = experiment.stages["image_text"], Curriculum(experiment, config, tmp_path).plan(1)
+    with pytest.raises(ValueError, match=r"^runtime.chunk_size: stage 'image_text' trains encoder.image, "):
+        AlignmentModule(experiment.model, experiment.losses, experiment.retention, stage, plan, experiment.runtime, {})
 
 
 def test_a_retention_method_may_bring_the_pairs_of_a_loss():
