@@ -46,6 +46,8 @@ class FrozenPrefix:
     (`of_teacher`). It forgets everything as soon as one of the frozen weights is another, and is no part of
     checkpoints, copies or exports.
 
+    Where it is used, a compiled tower's layers run uncompiled.
+
     Args:
         capacity_bytes: texts that would need more are computed again each time.
     """
@@ -91,33 +93,46 @@ class FrozenPrefix:
         """
         if self.capacity_bytes == 0 or not (self._without_gradients or torch.is_grad_enabled()):
             return forward(values, attended)
-        layers = tower.layers()
-        blocks = next(m for m in base.modules() if isinstance(m, nn.ModuleList) and len(m) == len(layers) - 1)
-        frozen = _leading_frozen(layers)
+        frozen = _leading_frozen(tower.layers())
         if frozen < 2:  # no block
             return forward(values, attended)
+        return self._run(forward, tower.layers(), base, frozen, values, attended)
+
+    @torch.compiler.disable(reason="what is remembered differs from call to call: each would be compiled anew")
+    def _run(
+        self,
+        forward: Forward,
+        layers: list[nn.Module],
+        base: nn.Module,
+        frozen: int,
+        values: Int[Tensor, "batch length"],
+        attended: Bool[Tensor, "batch length"],
+    ) -> Any:
+        blocks = next(m for m in base.modules() if isinstance(m, nn.ModuleList) and len(m) == len(layers) - 1)
         depth = frozen - 1
         weights = [parameter for layer in layers[:frozen] for parameter in layer.parameters()]
         found = (depth, *((id(weight), weight._version, weight.data_ptr()) for weight in weights))
         if found != self._remembered.weights:
             self._remembered.weights, self._remembered.bytes_used = found, 0
             self._remembered.rows.clear()
-        given = torch.zeros(0)
-        for i in range(len(values)):
-            row = self._row(forward, blocks, depth, values[i][attended[i]])
-            if i == 0:
-                given = row.new_zeros(*values.shape, row.shape[-1])
-            given[i, attended[i]] = row
+        # one transfer for all rows: on a GPU each waits for all that was asked of it before
+        ids, real = values.cpu(), attended.cpu()
+        rows = [self._row(forward, blocks, depth, ids[i][real[i]], values.device) for i in range(len(ids))]
+        places = real.flatten().nonzero().squeeze(1).to(values.device)
+        given = rows[0].new_zeros(values.numel(), rows[0].shape[-1]).index_copy(0, places, torch.cat(rows))
+        given = given.unflatten(0, values.shape)
         with _forwards(blocks[:depth], [lambda *_, **__: self._like_blocks(given)] + [self._passed_on] * (depth - 1)):
             return forward(values, attended)
 
     @torch.no_grad()
     def _row(
-        self, forward: Forward, blocks: nn.ModuleList, depth: int, ids: Int[Tensor, " length"]
+        self, forward: Forward, blocks: nn.ModuleList, depth: int, ids: Int[Tensor, " length"], device: torch.device
     ) -> Float[Tensor, "length width"]:
-        key = ids.cpu().numpy().tobytes()
+        """`ids` are on the CPU, what is found is on `device`."""
+        key = ids.numpy().tobytes()
         if key in self._remembered.rows:
             return self._remembered.rows[key]
+        ids = ids.to(device)
         found: list[Tensor] = []
 
         def take(_module: nn.Module, _inputs: Any, output: Any) -> None:

@@ -146,3 +146,24 @@ def test_capacity_is_kept(tower):
     assert 0 < tower.prefix.bytes_used <= room
     assert len(pickle.loads(pickle.dumps(tower.prefix))) == 0
     assert tower.prefix.capacity_bytes == room
+
+
+def test_compiled_code_is_only_what_does_not_depend_on_what_is_remembered(tower):
+    trained(tower, 1)
+    batches = [collated(tower, TEXTS[i : i + 3]) for i in range(3)]
+    expected = [result(tower, *batch)[0] for batch in batches]
+    tower.prefix = FrozenPrefix(10**6)
+    torch.compiler.reset()
+    attends = []
+
+    def backend(graph, _):
+        attends.append("scaled_dot_product_attention" in graph.code)
+        return graph
+
+    tower.compile(backend=backend)
+    for batch, plain in zip(batches, expected, strict=True):
+        torch.testing.assert_close(result(tower, *batch)[0], plain)
+    assert not any(attends)
+    with torch.no_grad():
+        tower(*batches[0])
+    assert any(attends)
