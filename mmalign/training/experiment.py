@@ -197,8 +197,8 @@ class Experiment:
             return
         before = [parameter.requires_grad for parameter in self.model.parameters()]
         freeze_all_but(self.model, stage.trainable)
-        reached = {modality for loss in stage.losses for modality in self.losses[loss].pair}
-        freeze_unreached(self.model, reached, fusion_only=bool(methods))
+        if not methods:  # they may bring losses of other stages along
+            freeze_unreached(self.model, set().union(*(self.losses[loss].reaches() for loss in stage.losses)))
         try:
             check_chunks(self.model, self.runtime.chunk_size, rows, name)
         finally:
