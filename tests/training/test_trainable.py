@@ -55,7 +55,7 @@ def parts():
         (["image_text"], [Pulling()], {"encoder.audio", "projection.audio", "fusion"}),
         (["fused_text"], [], {"encoder.audio", "projection.audio", "fusion"}),
     ],
-    ids=lambda value: "-".join(v if isinstance(v, str) else type(v).__name__ for v in value) or "none",
+    ids=lambda value: "-".join(sorted(v if isinstance(v, str) else type(v).__name__ for v in value)) or "none",
 )
 def test_what_is_reached_is_trained(parts, losses, methods, more):
     assert trained(*parts, losses, methods) == TOWERS_OF_PAIR | more
