@@ -14,7 +14,7 @@ import yaml
 from mmalign.evaluation.table import read_rows, write_rows
 from mmalign.retention.base import Retention
 from mmalign.training.config import build_part, check_config
-from mmalign.training.run_files import write_text
+from mmalign.training.run_files import check_stored, holds_run, write_text
 from mmalign.training.yaml_config import ConfigError, differences, load_yaml, read_config
 
 
@@ -34,13 +34,16 @@ class Arms:
         Runs of one seed that do the same up to some stage do it once (see shared_stages).
 
         Raises:
+            ConfigError: a run that is there was started with another configuration; nothing was trained by then.
             RuntimeError: a run failed; names its folder. The finished ones stay.
         """
         from mmalign.training.run import build_missing_data
 
+        directories = {key: out / key[0] / f"seed-{key[1]}" for key in self.configs}
+        for key, config in self.configs.items():
+            check_stored(directories[key], config)
         for config in self.configs.values():  # here, because two runs at a time would build the same directory
             build_missing_data(config)
-        directories = {key: out / key[0] / f"seed-{key[1]}" for key in self.configs}
         seeds: dict[int, list[tuple[str, int]]] = {}
         for key in self.configs:
             seeds.setdefault(key[1], []).append(key)
@@ -52,7 +55,7 @@ class Arms:
             leader = leaders[key[1]]
             started[leader].result()
             shared = shared_stages(self.configs[leader], self.configs[key])
-            if shared and not (directories[key] / "config.yaml").exists():
+            if shared and not holds_run(directories[key]):
                 adopt(directories[leader], directories[key], self.configs[key], shared)
             self._train(directories[key], key, jobs)
 
@@ -90,8 +93,11 @@ def read_arms(file: Path, overrides: dict[str, Any], names: list[str] | None = N
     """The arms and seeds of a YAML, every configuration checked before anything is trained.
 
     Raises:
-        ConfigError: the file names no arms or no seeds, or one of its configurations is wrong.
+        ConfigError: the file names no arms or no seeds, or one of its configurations is wrong, or a single `seed` is
+            given.
     """
+    if "seed" in overrides:
+        raise ConfigError(f"--seed: a comparison takes its seeds from --seeds, here --seeds=[{overrides['seed']}]")
     content = load_yaml(file)
     arms, seeds = content.get("arms"), overrides.pop("seeds", None) or content.get("seeds")
     if not isinstance(arms, dict) or not arms or not isinstance(seeds, list) or not seeds:

@@ -80,3 +80,25 @@ def test_an_adopted_beginning_equals_its_own(tmp_path, monkeypatch):
 def test_a_file_without_arms_is_refused():
     with pytest.raises(ConfigError, match="give `arms`"):
         read_arms(ROOT / "configs" / "debug.yaml", {})
+
+
+def finished(run: Path, config: dict) -> None:
+    (run / "checkpoints").mkdir(parents=True)
+    for name in ("checkpoints/stage-02.ckpt", "metrics.jsonl", "report.html"):
+        (run / name).touch()
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+
+
+def test_a_run_of_another_configuration_is_not_taken_for_one_of_this(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for (arm, seed), config in arms().configs.items():
+        finished(tmp_path / arm / f"seed-{seed}", config)
+    monkeypatch.setattr("mmalign.training.run.build_missing_data", lambda config: None)
+    assert len(arms(**{"logging.mode": "offline", "runtime.threads": 2}).train_missing(tmp_path, jobs=1)) == 2
+    with pytest.raises(ConfigError, match=r"naive/seed-0/config\.yaml: .* other values of stages\.sounds\.steps; choose"):
+        arms(**{"stages.sounds.steps": 4}).train_missing(tmp_path, jobs=1)
+
+
+def test_a_single_seed_is_refused_with_the_way_out():
+    with pytest.raises(ConfigError, match=r"--seeds=\[7\]"):
+        arms(seed=7)

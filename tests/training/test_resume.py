@@ -93,6 +93,18 @@ def test_resume_starts_goes_on_and_refuses(workplace):
         train(quick(**{"stages.image_text.optimization.learning_rate": 0.5}), out, resume=True)
 
 
+def test_a_start_that_failed_claims_nothing(workplace):
+    out = workplace / "failed"
+    with pytest.raises(ConfigError, match="nowhere"):
+        train(quick(**{"stages.image_text.data.scenes.split": "nowhere"}), out)
+    assert (out / "config.yaml").exists()
+    train(quick(**SHORT), out)
+    assert "nowhere" not in (out / "config.yaml").read_text()
+    shutil.rmtree(out / "checkpoints")  # to save space, say: what was measured stays a run
+    with pytest.raises(ConfigError, match="holds a run already"):
+        train(quick(**SHORT), out)
+
+
 def test_a_loss_that_is_not_finite_stops_before_the_checkpoint(workplace, monkeypatch):
     from mmalign.losses import InfoNCE
 
