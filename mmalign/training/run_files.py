@@ -3,12 +3,15 @@
 import json
 import os
 import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import yaml
+from filelock import FileLock, Timeout
 
 from mmalign import __version__
 from mmalign.training.yaml_config import ConfigError, differences, load_yaml
@@ -41,6 +44,22 @@ def open_run(directory: Path, config: dict[str, Any], resume: bool) -> None:
     check_stored(directory, config)
     directory.mkdir(parents=True, exist_ok=True)
     write_text(directory / "config.yaml", yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
+
+
+@contextmanager
+def locked(directory: Path) -> Iterator[None]:
+    """Keep every other process from training in this folder; a process that is killed lets go of it.
+
+    Raises:
+        ConfigError: another process trains there.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    try:
+        lock = FileLock(directory / ".lock").acquire(timeout=0)
+    except Timeout:
+        raise ConfigError(f"{directory}: another process trains in it") from None
+    with lock:
+        yield
 
 
 def holds_run(directory: Path) -> bool:

@@ -93,6 +93,21 @@ def test_resume_starts_goes_on_and_refuses(workplace):
         train(quick(**{"stages.image_text.optimization.learning_rate": 0.5}), out, resume=True)
 
 
+def test_two_processes_do_not_train_in_one_folder(workplace):
+    out = workplace / "shared"
+    code = (
+        f"import sys; from pathlib import Path; from mmalign.training.run_files import locked\n"
+        f"with locked(Path({str(out)!r})): print('held', flush=True); sys.stdin.read()"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout.readline() == b"held\n"
+        with pytest.raises(ConfigError, match="shared: another process trains in it"):
+            train(quick(**SHORT), out, resume=True)
+        assert not (out / "config.yaml").exists()
+        other.kill()
+    train(quick(**SHORT), out, resume=True)
+
+
 def test_a_start_that_failed_claims_nothing(workplace):
     out = workplace / "failed"
     with pytest.raises(ConfigError, match="nowhere"):
