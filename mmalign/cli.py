@@ -165,7 +165,7 @@ def _add_report_compare_bench(commands: _Commands) -> None:
     compare.add_argument("runs", nargs="*", type=Path, metavar="RUN")
     compare.add_argument("--config", type=Path, default=None, metavar="FILE", help="an experiment with arms and seeds")
     compare.add_argument("--out", type=Path, default=None, metavar="DIR", help="default: runs/compare, or runs/NAME")
-    compare.add_argument("--jobs", type=int, default=1, help="runs trained at the same time; default: %(default)s")
+    compare.add_argument("--jobs", type=int, default=None, help="runs trained at the same time; default: 1")
     compare.add_argument("--arms", nargs="*", default=None, metavar="ARM", help="only these arms")
     compare.add_argument("--results", type=Path, default=None, metavar="JSON", help="write the figures there as well")
 
@@ -189,7 +189,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one subcommand; returns the exit status. Errors of the user's making are one line on stderr."""
     parser = build_parser()
     options, rest = parser.parse_known_args(arguments)
-    takes_rest = options.command in ("train", "compare") or (options.command == "data" and options.verb == "build")
+    takes_rest = (
+        options.command == "train"
+        or (options.command == "compare" and options.config is not None)
+        or (options.command == "data" and options.verb == "build")
+    )
+    if options.command == "compare" and options.config is None:  # these say how --config's runs are trained
+        rest += [f"--{name}" for name in ("jobs", "arms") if getattr(options, name) is not None]
     if rest and not takes_rest:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     try:
@@ -198,11 +204,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"mmalign: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("mmalign: interrupted; go on with --resume", file=sys.stderr)
+        print(f"mmalign: interrupted{_way_on(options.command)}", file=sys.stderr)
         return 130
 
 
+def _way_on(command: str) -> str:
+    return {"train": "; go on with --resume", "compare": "; the same command goes on"}.get(command, "")
+
+
+def _end_on_sigterm(command: str) -> None:
+    """Outside of a stage there is nothing to save; within one, its checkpoints take this over."""
+
+    def end(*_: object) -> None:
+        print(f"mmalign: terminated{_way_on(command)}", file=sys.stderr)
+        sys.exit(143)
+
+    signal.signal(signal.SIGTERM, end)
+
+
 def _demo(options: argparse.Namespace, rest: list[str]) -> int:
+    _end_on_sigterm(options.command)
     from mmalign.training.demo import run_demo
 
     run_demo(options.data, options.out)
@@ -251,8 +272,7 @@ def _train(options: argparse.Namespace, rest: list[str]) -> int:
 
         print(yaml.safe_dump(config, sort_keys=False, allow_unicode=True), end="")
         return 0
-    # outside of a stage there is nothing to save; within one, its checkpoints take this over
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    _end_on_sigterm(options.command)
     from mmalign.training.run import train
 
     train(config, options.out or Path("runs") / config["name"], resume=options.resume)
@@ -324,9 +344,10 @@ def _compare(options: argparse.Namespace, rest: list[str]) -> int:
 
         if options.runs:  # argparse takes the value of an unknown option for one
             raise ConfigError(f"{options.runs[0]}: beside --config no run is named; overrides are written --KEY=VALUE")
+        _end_on_sigterm(options.command)
         arms = compare.read_arms(options.config, parse_overrides(rest), options.arms)
         out = options.out or Path("runs") / options.config.stem
-        compare.compare_runs(arms.train_missing(out, options.jobs), out, options.results)
+        compare.compare_runs(arms.train_missing(out, options.jobs or 1), out, options.results)
     return 0
 
 

@@ -39,6 +39,13 @@ def test_stray_arguments_are_refused(capsys):
     assert "--verbose" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("stray", [["--otu=x"], ["--jobs", "2"], ["--arms", "naive"]])
+def test_compare_of_runs_refuses_what_only_training_takes(stray, capsys):
+    with pytest.raises(SystemExit):
+        main(["compare", "run", *stray])
+    assert f"unrecognized arguments: {stray[0]}\n" in capsys.readouterr().err
+
+
 def test_compare_does_not_take_the_value_of_an_override_for_a_run(capsys):
     assert main(["compare", "--config", "configs/demo.yaml", "--seeds", "[0]"]) == 2
     assert (

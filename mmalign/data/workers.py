@@ -121,3 +121,4 @@ def _start_worker(_: int) -> None:
         signal.alarm(_SECONDS_AFTER_SIGTERM)
 
     signal.signal(signal.SIGTERM, later)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to all processes of a terminal; the training decides

@@ -49,6 +49,8 @@ def export_model(run_or_checkpoint: Path, out: Path) -> Path:
         text = json.dumps(described, indent=1, ensure_ascii=False) + "\n"
         (temporary / _CONFIG).write_text(text, encoding="utf-8")
         (temporary / _CARD).write_text(model_card(model, facts, run_or_checkpoint), encoding="utf-8")
+        for file in temporary.rglob("*.safetensors"):  # which safetensors writes for the user alone
+            file.chmod((temporary / _CONFIG).stat().st_mode)
         os.replace(temporary, out)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

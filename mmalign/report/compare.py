@@ -35,9 +35,13 @@ from mmalign.evaluation.forgetting import (
 from mmalign.report.forgetting_plots import Tradeoff, best_of, stability_plasticity
 from mmalign.report.matrix import mean_matrix, new_columns, old_columns, run_matrix
 from mmalign.report.run import Run
+from mmalign.training.yaml_config import differences
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+_FREE_OF_SEEDS = ("name", "seed", "runtime", "logging", "sources", "sweep")
+"""Where the configurations of one arm's runs may differ: none of it changes what the figures mean."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +74,8 @@ def compare(runs: Sequence[Run]) -> Comparison:
     """Group runs by arm and summarise each arm over its seeds.
 
     Raises:
-        ValueError: two runs of one arm have the same seed, or different columns or stages.
+        ValueError: two runs of one arm have the same seed, or different columns or stages, or differ in more of their
+            configuration than a seed changes.
     """
     arms: dict[str, list[Run]] = {}
     for run in runs:
@@ -79,7 +84,11 @@ def compare(runs: Sequence[Run]) -> Comparison:
     for arm, members in arms.items():
         seeds = [run.seed for run in members]
         if len(set(seeds)) < len(seeds):
-            raise ValueError(f"arm {arm!r} has two runs with the same seed: {seeds}")
+            raise ValueError(
+                f"arm {arm!r} has two runs with the same seed: {seeds}. Leave one out, or train it with another "
+                f"--seed; what is no seed of one experiment needs another {_naming(members)}"
+            )
+        _check_seeds(arm, members)
         found = [figures(run) for run in members]
         for metric in dict.fromkeys(name for values in found for name in values):
             summary[arm, metric] = statistic([values.get(metric, math.nan) for values in found])
@@ -88,6 +97,24 @@ def compare(runs: Sequence[Run]) -> Comparison:
     new = list(dict.fromkeys(name for _, matrix in every for name in new_columns(matrix)))
     old = list(dict.fromkeys(name for run, matrix in every for name in old_columns(run.rows, matrix)))
     return Comparison(arms, matrices, summary, new, old)
+
+
+def _check_seeds(arm: str, runs: list[Run]) -> None:
+    first = runs[0]
+    for run in runs[1:]:
+        if not first.config or not run.config:
+            continue
+        differing = [key for key in differences(first.config, run.config) if key.split(".")[0] not in _FREE_OF_SEEDS]
+        if differing:
+            raise ValueError(
+                f"arm {arm!r}: {first.directory} and {run.directory} are no seeds of one experiment, they differ in "
+                f"{', '.join(differing)}. Leave one out, or train it with another {_naming(runs)}"
+            )
+
+
+def _naming(runs: list[Run]) -> str:
+    """The key that says of which arm these runs are."""
+    return "arm" if all(run.info.get("arm") for run in runs) else "name"
 
 
 def figures(run: Run) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""What happens beside a training step: logging, checkpoints, a clean exit on SIGTERM."""
+"""What happens beside a training step: logging, checkpoints, a clean exit on SIGTERM and Ctrl-C."""
 
 import resource
 import signal
@@ -6,11 +6,12 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any, NoReturn, cast
 
 import lightning as L
 import torch
 import torch.distributed as dist
+from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
 from mmalign.batch import Batch
@@ -143,10 +144,17 @@ def on_any_rank(flags: list[bool], device: torch.device) -> list[bool]:
     return told.bool().tolist()
 
 
-class Checkpoints(L.Callback):
-    """Saves within a stage every so many steps or minutes, and on SIGTERM, after which the process exits with 143.
+def stop(interrupted: bool) -> NoReturn:
+    """End the process after SIGTERM (exit status 143) or SIGINT, which is Ctrl-C (130); the state is saved by then."""
+    if not getattr(rank_zero_only, "rank", 0):
+        print(f"mmalign: {'interrupted' if interrupted else 'terminated'}; go on with --resume", file=sys.stderr)
+    raise SystemExit(128 + (signal.SIGINT if interrupted else signal.SIGTERM))
 
-    The end of a stage is saved by the curriculum, which then exits if `terminated` was set during the last step.
+
+class Checkpoints(L.Callback):
+    """Saves within a stage every so many steps or minutes, and on SIGTERM and SIGINT, after which the process ends.
+
+    The end of a stage is saved by the curriculum, which then ends the process if one of them came in the last step.
     """
 
     def __init__(self, folder: CheckpointFolder, every_steps: int, every_minutes: float) -> None:
@@ -155,18 +163,20 @@ class Checkpoints(L.Callback):
         self.every_seconds = every_minutes * 60
         self._saved = time.monotonic()
         self.terminated = threading.Event()
-        self._previous: Any = None
+        self.interrupted = threading.Event()
+        self._previous: dict[int, Any] = {}
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         self._saved = time.monotonic()
         if threading.current_thread() is threading.main_thread():
-            # in place of Lightning's handler, which ends the loop without saving
-            self._previous = signal.signal(signal.SIGTERM, lambda *_: self.terminated.set())
+            # Lightning's handler of SIGTERM ends the loop without saving, and so does a KeyboardInterrupt
+            for number, event in ((signal.SIGTERM, self.terminated), (signal.SIGINT, self.interrupted)):
+                self._previous[number] = signal.signal(number, lambda *_, event=event: event.set())
 
     def teardown(self, trainer: L.Trainer, module: L.LightningModule, stage: str) -> None:
-        if self._previous is not None:
-            signal.signal(signal.SIGTERM, self._previous)
-            self._previous = None
+        for number, previous in self._previous.items():
+            signal.signal(number, previous)
+        self._previous = {}
 
     def on_train_batch_end(
         self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int
@@ -174,14 +184,15 @@ class Checkpoints(L.Callback):
         assert isinstance(module, AlignmentModule)
         step = trainer.global_step
         late = trainer.is_global_zero and time.monotonic() - self._saved >= self.every_seconds  # one clock for all
-        late, terminated = on_any_rank([late, self.terminated.is_set()], trainer.strategy.root_device)
+        flags = [late, self.terminated.is_set(), self.interrupted.is_set()]
+        late, terminated, interrupted = on_any_rank(flags, trainer.strategy.root_device)
         if step >= trainer.max_steps:
             return
-        if terminated or late or step % self.every_steps == 0:
+        if terminated or interrupted or late or step % self.every_steps == 0:
             stop_unless_finite(module, f"stage {module.plan.name!r}, step {step}")
             trainer.save_checkpoint(self.folder.within(module.plan.index, step))
             self._saved = time.monotonic()
             if trainer.is_global_zero:
                 self.folder.prune(module.plan.index)
-        if terminated:
-            raise SystemExit(143)
+        if terminated or interrupted:
+            stop(interrupted)

@@ -3,6 +3,7 @@
 import errno
 import os
 import re
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -52,15 +53,38 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such checkpoint")
+    _check_archive(path)
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
+        # torch advises at length to turn weights_only off; what it found stands behind that
+        found = re.search(r"WeightsUnpickler error:\s*(.*?)(?: by default|\. Please|\n|$)", str(error))
+        reason = found[1] if found else str(error).partition("\n")[0]
         raise ValueError(
-            f"{path}: not a readable checkpoint (only tensors and plain values are read): {error}"
+            f"{path}: not a readable checkpoint (only tensors and plain values are read): {reason}"
         ) from error
     if not isinstance(content, dict) or "mmalign" not in content:
         raise ValueError(f"{path}: not a checkpoint of mmalign")
     return content
+
+
+def _check_archive(path: Path) -> None:
+    """torch does not look at the checksums of the zip archive that a checkpoint is.
+
+    Raises:
+        ValueError: the file is empty, truncated, changed, or of another kind.
+    """
+    if path.stat().st_size == 0:
+        raise ValueError(f"{path}: not a checkpoint: the file is empty")
+    if not zipfile.is_zipfile(path):
+        raise ValueError(f"{path}: not a checkpoint, or a truncated one")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+    except Exception as error:  # whatever a changed header leads to
+        raise ValueError(f"{path}: a damaged checkpoint: {error}") from error
+    if damaged is not None:
+        raise ValueError(f"{path}: a damaged checkpoint: the checksum of {damaged} is wrong")
 
 
 class AtomicCheckpointIO(CheckpointIO):

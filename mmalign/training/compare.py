@@ -2,10 +2,12 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ import yaml
 from mmalign.evaluation.table import read_rows, write_rows
 from mmalign.retention.base import Retention
 from mmalign.training.config import build_part, check_config
-from mmalign.training.run_files import write_text
+from mmalign.training.run_files import check_stored, holds_run, write_text
 from mmalign.training.yaml_config import ConfigError, differences, load_yaml, read_config
 
 
@@ -27,6 +29,7 @@ class Arms:
     """
 
     configs: dict[tuple[str, int], dict[str, Any]]
+    _children: "_Children" = field(default_factory=lambda: _Children(), init=False, repr=False, compare=False)
 
     def train_missing(self, out: Path, jobs: int) -> list[Path]:
         """Train every run that is not finished, `jobs` at a time, each in a process of its own; returns the runs.
@@ -34,13 +37,16 @@ class Arms:
         Runs of one seed that do the same up to some stage do it once (see shared_stages).
 
         Raises:
+            ConfigError: a run that is there was started with another configuration; nothing was trained by then.
             RuntimeError: a run failed; names its folder. The finished ones stay.
         """
         from mmalign.training.run import build_missing_data
 
+        directories = {key: out / key[0] / f"seed-{key[1]}" for key in self.configs}
+        for key, config in self.configs.items():
+            check_stored(directories[key], config)
         for config in self.configs.values():  # here, because two runs at a time would build the same directory
             build_missing_data(config)
-        directories = {key: out / key[0] / f"seed-{key[1]}" for key in self.configs}
         seeds: dict[int, list[tuple[str, int]]] = {}
         for key in self.configs:
             seeds.setdefault(key[1], []).append(key)
@@ -52,16 +58,21 @@ class Arms:
             leader = leaders[key[1]]
             started[leader].result()
             shared = shared_stages(self.configs[leader], self.configs[key])
-            if shared and not (directories[key] / "config.yaml").exists():
+            if shared and not holds_run(directories[key]):
                 adopt(directories[leader], directories[key], self.configs[key], shared)
             self._train(directories[key], key, jobs)
 
         with ThreadPoolExecutor(max(1, jobs)) as pool:
-            # the pool starts them in this order, so that a follower that waits never keeps its leader from starting
-            started = {key: pool.submit(self._train, directories[key], key, jobs) for key in leaders.values()}
-            followers = [pool.submit(follow, key) for key in self.configs if key not in started]
-            for run in [*started.values(), *followers]:
-                run.result()
+            try:
+                # the pool starts them in this order, so that a follower that waits never keeps its leader from starting
+                started = {key: pool.submit(self._train, directories[key], key, jobs) for key in leaders.values()}
+                followers = [pool.submit(follow, key) for key in self.configs if key not in started]
+                for run in [*started.values(), *followers]:
+                    run.result()
+            except (KeyboardInterrupt, SystemExit):
+                pool.shutdown(wait=False, cancel_futures=True)
+                self._children.stop()
+                raise
         return list(directories.values())
 
     def _followers(self, leader: tuple[str, int], keys: list[tuple[str, int]]) -> int:
@@ -80,18 +91,49 @@ class Arms:
         print(f"{directory}: training; its log is {directory}.log", flush=True)
         with open(directory.parent / f"{directory.name}.log", "a", encoding="utf-8") as log:
             command = [sys.executable, "-m", "mmalign", "train", "--config", str(config), "--out", str(directory)]
-            status = subprocess.run([*command, "--resume"], stdout=log, stderr=log, env=environment).returncode
+            status = self._children.run([*command, "--resume"], stdout=log, stderr=log, env=environment)
         if status != 0:
             raise RuntimeError(f"{directory}: training ended with status {status}; see {directory}.log")
         print(f"{directory}: done", flush=True)
+
+
+class _Children:
+    """Processes that threads start and wait for, and that end with this one."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.running: set[subprocess.Popen[bytes]] = set()
+        self.stopped = False
+
+    def run(self, command: list[str], **settings: Any) -> int:
+        """The exit status; that of SIGTERM, and no process, after `stop`."""
+        with self.lock:
+            if self.stopped:
+                return -signal.SIGTERM
+            process = subprocess.Popen(command, **settings)
+            self.running.add(process)
+        status = process.wait()
+        with self.lock:
+            self.running.remove(process)
+        return status
+
+    def stop(self) -> None:
+        """SIGTERM to all: a training saves and ends. Does not wait for them."""
+        with self.lock:
+            self.stopped = True
+            for process in self.running:
+                process.terminate()
 
 
 def read_arms(file: Path, overrides: dict[str, Any], names: list[str] | None = None) -> Arms:
     """The arms and seeds of a YAML, every configuration checked before anything is trained.
 
     Raises:
-        ConfigError: the file names no arms or no seeds, or one of its configurations is wrong.
+        ConfigError: the file names no arms or no seeds, or one of its configurations is wrong, or a single `seed` is
+            given.
     """
+    if "seed" in overrides:
+        raise ConfigError(f"--seed: a comparison takes its seeds from --seeds, here --seeds=[{overrides['seed']}]")
     content = load_yaml(file)
     arms, seeds = content.get("arms"), overrides.pop("seeds", None) or content.get("seeds")
     if not isinstance(arms, dict) or not arms or not isinstance(seeds, list) or not seeds:

@@ -21,7 +21,7 @@ from mmalign.evaluation.base import Moment
 from mmalign.evaluation.run import evaluate_all
 from mmalign.evaluation.table import Row, read_rows, write_rows
 from mmalign.retention.base import Retention, StagePlan, preprocess_of
-from mmalign.training.callbacks import Checkpoints, Journal, stop_unless_finite
+from mmalign.training.callbacks import Checkpoints, Journal, stop, stop_unless_finite
 from mmalign.training.checkpoints import AtomicCheckpointIO, CheckpointFolder, load_checkpoint, save_atomically
 from mmalign.training.cost import CostMeter, StageCost
 from mmalign.training.device import root_device, trainer_settings
@@ -69,7 +69,7 @@ class Curriculum:
         self.initial_pairs: list[list[str]] = []
         self.device = root_device(experiment.runtime)
         self.evaluated = False
-        self.terminated = False  # while a stage's last step was under way
+        self.ended_by: dict[str, bool] = {}  # signals that came while a stage's last step was under way
         workers = experiment.runtime.workers
         workers = workers_per_process(experiment.runtime.devices) if workers is None else workers
         self.reading = Reading(experiment.limits, workers, self._never_trained())
@@ -88,8 +88,8 @@ class Curriculum:
             if index > start:
                 self._train(index, name)
                 self._save_end(index)
-                if self.terminated:
-                    raise SystemExit(143)
+                if any(self.ended_by.values()):
+                    stop(self.ended_by["interrupted"])
             if index >= start:
                 self._evaluate_unless_done(name, index)
         return self.rows
@@ -311,10 +311,18 @@ class Curriculum:
         if self.rank == 0:
             warn_of_batch_norm(experiment.model, trainer.world_size)
         started = time.perf_counter()
-        trainer.fit(module, loader, ckpt_path=None if mid_stage is None else str(mid_stage), weights_only=True)
+        try:
+            trainer.fit(module, loader, ckpt_path=None if mid_stage is None else str(mid_stage), weights_only=True)
+        except SystemExit as ended:
+            if isinstance(ended.__context__, KeyboardInterrupt):  # which Lightning makes an exit with status 1
+                raise KeyboardInterrupt from None
+            raise
         stop_unless_finite(module, f"stage {name!r}, its last step")
         self._to_device()  # Lightning has taken all back to the CPU
-        self.terminated = trainer.strategy.reduce_boolean_decision(checkpoints.terminated.is_set(), all=False)
+        self.ended_by = {
+            name: trainer.strategy.reduce_boolean_decision(event.is_set(), all=False)
+            for name, event in (("terminated", checkpoints.terminated), ("interrupted", checkpoints.interrupted))
+        }
         with self.quarantine.reported():
             for method in reversed(methods.values()):
                 method.end(plan, experiment.model, dict(experiment.losses))

@@ -4,6 +4,7 @@ import logging
 import time
 import warnings
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from mmalign.data.sources.base import Source
 from mmalign.training.config import build_experiment, build_part
 from mmalign.training.curriculum import Curriculum
 from mmalign.training.logging import make_loggers
-from mmalign.training.run_files import describe_run, open_run, write_json
+from mmalign.training.run_files import describe_run, locked, open_run, write_json
 from mmalign.training.yaml_config import ConfigError
 
 
@@ -32,11 +33,10 @@ def train(config: dict[str, Any], directory: Path, resume: bool = False) -> Path
         The path of the report.
 
     Raises:
-        ConfigError: the directory holds a run and `resume` is False, or it was started with another configuration, or a
-            data set is not there. Nothing was built or loaded by then.
+        ConfigError: the directory holds a run and `resume` is False, or it was started with another configuration, or
+            another process trains in it, or a data set is not there. Nothing was built or loaded by then.
         FloatingPointError: a loss is not finite; names step, loss and keys.
     """
-    import lightning as L
     from lightning.pytorch.utilities import rank_zero_only
 
     # what Lightning says at every start of a Trainer (hardware, advertisements) hides what mmalign says
@@ -44,6 +44,13 @@ def train(config: dict[str, Any], directory: Path, resume: bool = False) -> Path
     warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
     warnings.filterwarnings("ignore", message="Found .* in eval mode at the start of training")  # frozen towers are
     rank = getattr(rank_zero_only, "rank", 0) or 0
+    with locked(directory) if rank == 0 else nullcontext():
+        return _train(config, directory, resume, rank)
+
+
+def _train(config: dict[str, Any], directory: Path, resume: bool, rank: int) -> Path:
+    import lightning as L
+
     if rank == 0:
         open_run(directory, config, resume)
         build_missing_data(config)

@@ -3,15 +3,18 @@
 import json
 import os
 import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import yaml
+from filelock import FileLock, Timeout
 
 from mmalign import __version__
-from mmalign.training.yaml_config import ConfigError, differences
+from mmalign.training.yaml_config import ConfigError, differences, load_yaml
 
 FREE_KEYS = ("runtime", "logging", "evaluation", "sources", "sweep")
 """What may differ between a run and its resumption."""
@@ -36,13 +39,43 @@ def open_run(directory: Path, config: dict[str, Any], resume: bool) -> None:
     Raises:
         ConfigError: the folder holds a run and `resume` is False, or the configuration contradicts that run's.
     """
-    stored = directory / "config.yaml"
-    if stored.exists():
-        if not resume:
-            raise ConfigError(f"{directory}: holds a run already; go on with --resume, or choose another --out")
-        check_same(yaml.safe_load(stored.read_text(encoding="utf-8")), config, str(stored))
+    if holds_run(directory) and not resume:
+        raise ConfigError(f"{directory}: holds a run already; go on with --resume, or choose another --out")
+    check_stored(directory, config)
     directory.mkdir(parents=True, exist_ok=True)
-    write_text(stored, yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
+    write_text(directory / "config.yaml", yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
+
+
+@contextmanager
+def locked(directory: Path) -> Iterator[None]:
+    """Keep every other process from training in this folder; a process that is killed lets go of it.
+
+    Raises:
+        ConfigError: another process trains there.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    try:
+        lock = FileLock(directory / ".lock").acquire(timeout=0)
+    except Timeout:
+        raise ConfigError(f"{directory}: another process trains in it") from None
+    with lock:
+        yield
+
+
+def holds_run(directory: Path) -> bool:
+    """Whether a run has begun there: one that failed before its first checkpoint leaves nothing to go on with."""
+    return any((directory / "checkpoints").glob("stage-*.ckpt")) or (directory / "metrics.jsonl").exists()
+
+
+def check_stored(directory: Path, config: dict[str, Any]) -> None:
+    """Refuse a configuration that contradicts that of the run in this folder, if one has begun there.
+
+    Raises:
+        ConfigError: names the run's file and every differing key.
+    """
+    stored = directory / "config.yaml"
+    if holds_run(directory) and stored.exists():
+        check_same(load_yaml(stored), config, str(stored))
 
 
 def check_same(old: dict[str, Any], new: dict[str, Any], origin: str) -> None:
@@ -53,7 +86,9 @@ def check_same(old: dict[str, Any], new: dict[str, Any], origin: str) -> None:
     """
     differing = [key for key in differences(old, new) if key.split(".")[0] not in FREE_KEYS]
     if differing:
-        raise ConfigError(f"{origin}: the run was started with other values of {', '.join(differing)}")
+        raise ConfigError(
+            f"{origin}: the run was started with other values of {', '.join(differing)}; choose another --out"
+        )
 
 
 def machine() -> dict[str, Any]:

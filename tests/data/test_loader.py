@@ -146,15 +146,18 @@ def test_a_killed_worker_is_a_clear_error(make_stream: Any) -> None:
 
 
 class Terminated(Stream):
+    signal_number: signal.Signals
+
     def __getitem__(self, step: int) -> Batch:
         if step == 2:
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), self.signal_number)
         return super().__getitem__(step)
 
 
-def test_workers_outlive_a_sigterm_so_that_the_step_can_end(make_stream: Any) -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_workers_outlive_a_signal_so_that_the_step_can_end(make_stream: Any, number: signal.Signals) -> None:
     stream = make_stream()
-    stream.__class__ = Terminated
+    stream.__class__, stream.signal_number = Terminated, number
     assert [content(b) for b in StageLoader(stream, workers=1)] == [content(b) for b in StageLoader(make_stream())]
 
 

@@ -90,6 +90,10 @@ def test_the_same_embeddings_in_every_bit(exported: tuple[Path, Aligner]) -> Non
     assert {n: t.spec for n, t in again.encoders.items()} == {n: t.spec for n, t in model.encoders.items()}
 
 
+def test_all_files_have_the_mode_that_the_umask_gives(exported: tuple[Path, Aligner]) -> None:
+    assert len({path.stat().st_mode for path in exported[0].iterdir()}) == 1
+
+
 def test_checkpoints_runs_and_exports_load_alike(exported: tuple[Path, Aligner]) -> None:
     directory, model = exported
     run = directory.parent / "run"

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import yaml
 
 from mmalign.evaluation.table import read_rows, write_rows
 from mmalign.report.compare import compare, tradeoffs, write_comparison
@@ -124,8 +125,19 @@ def test_one_seed_has_no_deviation(runs: list[Path]) -> None:
 
 
 def test_the_same_seed_twice_is_refused(runs: list[Path]) -> None:
-    with pytest.raises(ValueError, match="same seed"):
+    with pytest.raises(ValueError, match=r"same seed.*needs another arm"):
         compare([Run(runs[0]), Run(runs[0])])
+
+
+def test_different_experiments_are_not_averaged_as_seeds(runs: list[Path]) -> None:
+    config = yaml.safe_load((runs[1] / "config.yaml").read_text())
+    same = config | {"name": "other", "runtime": {"threads": 1}, "logging": {"mode": "disabled"}}
+    (runs[1] / "config.yaml").write_text(yaml.safe_dump(same))
+    assert compare([Run(path) for path in runs]).get("naive", "last/language").n_seeds == 3
+    config["model"]["dim"] = 64
+    (runs[1] / "config.yaml").write_text(yaml.safe_dump(config))
+    with pytest.raises(ValueError, match=r"naive-0 and .*naive-1 are no seeds .* differ in model\.dim\. Leave"):
+        compare([Run(path) for path in runs])
 
 
 def test_readme_follows_the_results(runs: list[Path], tmp_path: Path) -> None:

@@ -41,7 +41,7 @@ def on_rank(rank: int, folder: Path) -> None:
             if trainer.global_step == 2 + rank:  # 2 on rank 0, which all follow; 3 on rank 1, which none does
                 callback._saved = LATE
             if trainer.global_step == 8 and rank == 1:
-                callback._terminated.set()
+                callback.terminated.set()
             callback.on_train_batch_end(trainer, module, None, batch, 0)
     except SystemExit as ended:
         code = ended.code  # type: ignore[assignment]
@@ -56,4 +56,4 @@ def test_all_ranks_save_and_end_at_the_same_step(tmp_path: Path) -> None:
     for process in ranks:
         process.join(60)
     for rank in range(2):
-        assert json.loads((tmp_path / f"{rank}.json").read_text()) == [[2, 6, 8], 143, [2] * 8]
+        assert json.loads((tmp_path / f"{rank}.json").read_text()) == [[2, 6, 8], 143, [3] * 8]

@@ -1,14 +1,16 @@
 """Checkpoints: durable, complete, and never code."""
 
 import errno
+import io
 import os
 import pickle
+import zipfile
 
 import pytest
 import torch
 
 from mmalign.training import checkpoints
-from mmalign.training.checkpoints import CheckpointFolder, load_checkpoint, save_atomically
+from mmalign.training.checkpoints import AtomicCheckpointIO, CheckpointFolder, load_checkpoint, save_atomically
 
 
 class Canary:
@@ -76,6 +78,36 @@ def test_folder_finds_the_newest_and_prunes(tmp_path):
     assert folder.position() == (2, 0)
     folder.prune(2)
     assert [p.name for p in sorted(tmp_path.iterdir())] == ["stage-00.ckpt", "stage-01.ckpt"]
+
+
+@pytest.mark.parametrize("load", [load_checkpoint, AtomicCheckpointIO().load_checkpoint])
+@pytest.mark.parametrize("damage", ["changed", "truncated", "empty", "text", "pickle", "zip", "code"])
+def test_a_damaged_file_is_refused_in_one_line(tmp_path, damage, load):
+    path = tmp_path / "a.ckpt"
+    weights = torch.full((1000,), 3.0)
+    save_atomically({"mmalign": {}, "x": Canary(tmp_path / "canary") if damage == "code" else weights}, path)
+    content = path.read_bytes()
+    other = {
+        "changed": content.replace(weights[:100].numpy().tobytes(), weights[:100].neg().numpy().tobytes()),
+        "truncated": content[: len(content) // 2],
+        "empty": b"",
+        "text": b"name: debug\n" * 100,
+        "pickle": pickle.dumps({"mmalign": {}}),
+        "zip": zipped("notes.txt"),
+        "code": content,
+    }[damage]
+    path.write_bytes(other)
+    with pytest.raises(ValueError, match=r"a\.ckpt: (not|a damaged)") as refused:
+        load(path)
+    assert "\n" not in str(refused.value)
+    assert "weights_only" not in str(refused.value)
+
+
+def zipped(name: str) -> bytes:
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr(name, "no tensors")
+    return file.getvalue()
 
 
 def test_other_files_are_refused(tmp_path):

@@ -1,6 +1,12 @@
 """Arms that begin alike begin once, and it makes no difference."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -80,3 +86,60 @@ def test_an_adopted_beginning_equals_its_own(tmp_path, monkeypatch):
 def test_a_file_without_arms_is_refused():
     with pytest.raises(ConfigError, match="give `arms`"):
         read_arms(ROOT / "configs" / "debug.yaml", {})
+
+
+def finished(run: Path, config: dict) -> None:
+    (run / "checkpoints").mkdir(parents=True)
+    for name in ("checkpoints/stage-02.ckpt", "metrics.jsonl", "report.html"):
+        (run / name).touch()
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+
+
+def test_a_run_of_another_configuration_is_not_taken_for_one_of_this(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for (arm, seed), config in arms().configs.items():
+        finished(tmp_path / arm / f"seed-{seed}", config)
+    monkeypatch.setattr("mmalign.training.run.build_missing_data", lambda config: None)
+    assert len(arms(**{"logging.mode": "offline", "runtime.threads": 2}).train_missing(tmp_path, jobs=1)) == 2
+    with pytest.raises(ConfigError, match=r"naive/seed-0/config\.yaml: .* values of stages\.sounds\.steps; choose"):
+        arms(**{"stages.sounds.steps": 4}).train_missing(tmp_path, jobs=1)
+
+
+def test_trainings_end_with_the_comparison(tmp_path, monkeypatch):
+    """A stand-in for the training says its process id, and takes its time to save when it is terminated."""
+    standin = (
+        "import signal, sys, time, pathlib\n"
+        "out = pathlib.Path(sys.argv[1])\n"
+        "def save(*_): time.sleep(0.2); (out / 'saved').touch(); sys.exit(143)\n"
+        "signal.signal(signal.SIGTERM, save)\n"
+        "(out / 'begun').touch()\n"
+        "time.sleep(60)\n"
+    )
+    monkeypatch.setattr("mmalign.training.run.build_missing_data", lambda config: None)
+    start = subprocess.Popen
+
+    def standing_in(command, **settings):
+        return start([sys.executable, "-c", standin, command[command.index("--out") + 1]], **settings)
+
+    monkeypatch.setattr(subprocess, "Popen", standing_in)
+    leader = tmp_path / "replay" / "seed-0"
+
+    def kill_when_begun():
+        while not (leader / "begun").exists():
+            time.sleep(0.02)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    try:
+        threading.Thread(target=kill_when_begun, daemon=True).start()
+        with pytest.raises(SystemExit):
+            arms().train_missing(tmp_path, jobs=2)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert (leader / "saved").exists()
+    assert not (tmp_path / "naive" / "seed-0").exists()
+
+
+def test_a_single_seed_is_refused_with_the_way_out():
+    with pytest.raises(ConfigError, match=r"--seeds=\[7\]"):
+        arms(seed=7)

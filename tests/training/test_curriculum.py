@@ -112,22 +112,39 @@ def test_lost_figures_are_measured_again_on_the_weights_of_their_stage():
     assert read_rows(metrics) == [row for row in before if row.stage != "one"]
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize("step", [0, 1])
-def test_sigterm_ends_the_process_also_in_the_last_step_of_a_stage(step, monkeypatch):
+def test_a_signal_ends_the_process_also_in_the_last_step_of_a_stage(step, number, monkeypatch, capsys):
     plain = AlignmentModule.training_step
 
-    def terminated(self, batch, number):
+    def terminated(self, batch, batch_index):
         if self.plan.name == "one" and self.global_step == step:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return plain(self, batch, number)
+            os.kill(os.getpid(), number)
+        return plain(self, batch, batch_index)
 
-    out = Path(f"terminated-{step}")
+    out = Path(f"terminated-{step}-{number}")
     monkeypatch.setattr(AlignmentModule, "training_step", terminated)
     with pytest.raises(SystemExit) as exit:
         train(small(stage(steps=2), stage(steps=2)), out)
-    assert exit.value.code == 143
+    assert exit.value.code == 128 + number
+    word = "terminated" if number == signal.SIGTERM else "interrupted"
+    assert f"mmalign: {word}; go on with --resume\n" in capsys.readouterr().err
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     saved = "stage-01-step-00000001.ckpt" if step == 0 else "stage-01.ckpt"
     assert sorted(path.name for path in (out / "checkpoints").iterdir()) == ["stage-00.ckpt", saved]
+
+
+def test_lightning_does_not_swallow_an_interruption_before_the_first_step(monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(AlignmentModule, "configure_optimizers", interrupted)
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            train(small(stage(steps=2)), Path("interrupted"))
+    finally:
+        signal.signal(signal.SIGINT, before)  # Lightning ignores it from then on
 
 
 def test_the_share_of_faults_is_that_of_the_samples_that_a_stage_may_draw():

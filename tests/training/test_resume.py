@@ -93,6 +93,33 @@ def test_resume_starts_goes_on_and_refuses(workplace):
         train(quick(**{"stages.image_text.optimization.learning_rate": 0.5}), out, resume=True)
 
 
+def test_two_processes_do_not_train_in_one_folder(workplace):
+    out = workplace / "shared"
+    code = (
+        f"import sys; from pathlib import Path; from mmalign.training.run_files import locked\n"
+        f"with locked(Path({str(out)!r})): print('held', flush=True); sys.stdin.read()"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout.readline() == b"held\n"
+        with pytest.raises(ConfigError, match="shared: another process trains in it"):
+            train(quick(**SHORT), out, resume=True)
+        assert not (out / "config.yaml").exists()
+        other.kill()
+    train(quick(**SHORT), out, resume=True)
+
+
+def test_a_start_that_failed_claims_nothing(workplace):
+    out = workplace / "failed"
+    with pytest.raises(ConfigError, match="nowhere"):
+        train(quick(**{"stages.image_text.data.scenes.split": "nowhere"}), out)
+    assert (out / "config.yaml").exists()
+    train(quick(**SHORT), out)
+    assert "nowhere" not in (out / "config.yaml").read_text()
+    shutil.rmtree(out / "checkpoints")  # to save space, say: what was measured stays a run
+    with pytest.raises(ConfigError, match="holds a run already"):
+        train(quick(**SHORT), out)
+
+
 def test_a_loss_that_is_not_finite_stops_before_the_checkpoint(workplace, monkeypatch):
     from mmalign.losses import InfoNCE
 
