@@ -11,6 +11,7 @@ from typing import Any, cast
 import lightning as L
 import torch
 import torch.distributed as dist
+from lightning.pytorch.callbacks import TQDMProgressBar
 from torch import Tensor
 
 from mmalign.batch import Batch
@@ -120,6 +121,16 @@ class Journal(L.Callback):
 
     def _due(self, step: int, trainer: L.Trainer) -> bool:
         return step % self.every == 0 or step == trainer.max_steps or step == 1
+
+
+class StepsBar(TQDMProgressBar):
+    """Lightning's progress bar with the stage in place of the epoch, of which a stage has no number."""
+
+    def on_train_epoch_start(self, trainer: L.Trainer, *_: Any) -> None:
+        super().on_train_epoch_start(trainer)
+        module = trainer.lightning_module
+        assert isinstance(module, AlignmentModule)
+        self.train_progress_bar.set_description(f"{module.plan.name}, step")
 
 
 def peak_memory_bytes(device: torch.device) -> int:
