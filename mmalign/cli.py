@@ -250,7 +250,10 @@ def _data(options: argparse.Namespace, rest: list[str]) -> int:
 
         print(commands.build(options.source, options.out, **parse_overrides(rest)))
     elif options.verb == "index":
-        commands.index(options.directory, options.tolerate)
+        for split, found in commands.index(options.directory, options.tolerate).items():
+            print("".join(f"{fault}\n" for fault in found.faults), end="")
+            print(f"{split}: {found.samples} samples in {len(found.shards)} tars, {len(found.faults)} faults")
+            print("".join(f"{shard.name} holds no samples\n" for shard in found.shards if not shard.samples), end="")
     elif options.verb == "card":
         print(commands.card(options.directory))
     else:

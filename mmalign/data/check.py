@@ -116,6 +116,8 @@ def _changes(samples: ShardSet) -> list[Fault]:
             with open(path, "rb") as file:
                 if hashlib.file_digest(file, "sha256").hexdigest() == shard.sha256:
                     continue
-            error = f"the shard is not the one that was indexed: {path.stat().st_size} bytes, then {shard.bytes}"
+            now = path.stat().st_size
+            difference = "its bytes differ" if now == shard.bytes else f"{now} bytes, then {shard.bytes}"
+            error = f"the shard is not the one that was indexed: {difference}"
         faults.append(Fault(shard.name, "", 0, "index", error, split=samples.split))
     return faults

@@ -8,6 +8,7 @@ from mmalign.data.sources.base import Source
 
 if TYPE_CHECKING:
     from mmalign.data.faults import Fault
+    from mmalign.data.index import SplitIndex
 
 
 def make_source(name: str, settings: dict[str, Any] | None = None) -> Source:
@@ -48,15 +49,18 @@ def build(source: str | Source, out: Path | str, samples_per_shard: int = 1000, 
     return shards.build(source, out, samples_per_shard)
 
 
-def index(directory: Path | str, tolerate: bool = False) -> None:
+def index(directory: Path | str, tolerate: bool = False) -> "dict[str, SplitIndex]":
     """Index the tars of a directory, also such as others wrote, so that mmalign can read them.
 
     Args:
         tolerate: index the good samples of damaged tars, and record the others as faults.
+
+    Returns:
+        What was indexed, by split.
     """
     from mmalign.data.index import build_index
 
-    build_index(Path(directory), tolerate=tolerate)
+    return build_index(Path(directory), tolerate=tolerate)
 
 
 def check(directory: Path | str) -> "list[Fault]":

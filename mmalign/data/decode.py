@@ -5,6 +5,7 @@ headers and compared with the limits before memory is taken for the decoded valu
 """
 
 import io
+import re
 import warnings
 import zlib
 from collections.abc import Callable
@@ -29,6 +30,7 @@ Excerpt = Callable[[int, int], tuple[int, int]]
 """(frames, rate in hertz) of a recording -> the frames start … stop-1 that are wanted."""
 
 WHITE: Colour = (255, 255, 255)
+_BUFFER = re.compile(r"<_io\.BytesIO object at 0x[0-9a-fA-F]+>")
 _IMAGE_FORMATS = ("PNG", "JPEG", "WEBP")
 _AUDIO_FORMATS = ("FLAC", "WAV", "WAVEX", "OGG", "MP3")
 _EXACT_SEEKING = ("PCM_S8", "PCM_U8", "PCM_16", "PCM_24", "PCM_32", "FLOAT", "DOUBLE")
@@ -78,7 +80,9 @@ def decode(
     except MemoryError:
         raise
     except Exception as error:  # decoders raise whatever they like at bytes that are not what they should be
-        raise SampleError(f"{name!r}: {type(error).__name__}: {error}") from error
+        # PIL and soundfile name the buffer by its address in memory, another one each time
+        told = _BUFFER.sub("its bytes", str(error))
+        raise SampleError(f"{name!r}: {type(error).__name__}: {told}") from error
 
 
 def decode_image(data: bytes, limits: Limits, size: int | None = None, background: Colour = WHITE) -> Image.Image:

@@ -7,7 +7,7 @@ embedded only when they decode and are small; what does not decode is shown as m
 import io
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mmalign.report.examples import AUDIO_TYPES, IMAGE_TYPES, Example, Item, media_path
@@ -80,13 +80,20 @@ def gallery(run_dir: Path, examples: Sequence[Example], per_kind: int = 2, resul
 
 def _shown(run_dir: Path, example: Example, results: int) -> Shown:
     source, _, target = example.direction.partition("->")
-    tiles = [(tile(run_dir, r.item, target), r.score, r.relevant) for r in example.results[:results]]
-    return Shown(example.column, example.direction, example.rank, tile(run_dir, example.query, source), tiles)
+    found = example.results[:results]
+    tiles = [(tile(run_dir, r.item, target, without=source), r.score, r.relevant) for r in found]
+    query = tile(run_dir, example.query, source, without=target)
+    return Shown(example.column, example.direction, example.rank, query, tiles)
 
 
-def tile(run_dir: Path, item: Item, modality: str = "") -> Tile:
-    """What can be shown of an item that took part as `modality`: of one that no kind is known of, everything."""
-    kind = next((kind for word, kind in _KINDS.items() if word in modality.lower()), "")
+def tile(run_dir: Path, item: Item, modality: str = "", without: str = "") -> Tile:
+    """What can be shown of an item that took part as `modality`: of one that no kind is known of, everything.
+
+    "fused" stands for all but `without`, the modality on the other side, which would look like a leak.
+    """
+    kind, other = _kind(modality), _kind(without)
+    if modality == "fused" and other:
+        item = replace(item, **{other: ""})
     if kind and not getattr(item, kind):
         kind = ""
     picture, missing = "", []
@@ -102,6 +109,10 @@ def tile(run_dir: Path, item: Item, modality: str = "") -> Tile:
         missing += [] if sound else ["sound"]
     text, note = (item.text, "") if kind in ("", "text") else ("", item.text)
     return Tile(item.key, text, note, picture, sound, bars, seconds, " and ".join(missing))
+
+
+def _kind(modality: str) -> str:
+    return next((kind for word, kind in _KINDS.items() if word in modality.lower()), "")
 
 
 def thumbnail(path: Path) -> str:

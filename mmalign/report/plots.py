@@ -12,6 +12,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
+_LEGEND_INSIDE = 6
+"""More entries would cover the curves and stand below them."""
+
+
 @dataclass(frozen=True)
 class Curve:
     """One line: values over steps. `colour` indexes the palette, so that an arm keeps its colour; -1 takes the next."""
@@ -39,7 +43,9 @@ def curves(
     lines: Sequence[Curve], title: str, stages: Sequence[tuple[float, str]] = (), logarithmic: bool = False
 ) -> "Figure":
     """Values over steps, smoothed where they are many, raw in the background; `stages` are (first step, name)."""
-    with drawing(4.6, 2.75) as figure:
+    below = len(lines) > _LEGEND_INSIDE
+    below_inches = 0.16 * math.ceil(len(lines) / 2) if below else 0.0
+    with drawing(4.6, 2.75 + below_inches) as figure:
         axes = figure.subplots()
         for place, line in enumerate(lines):
             colour = line.colour if line.colour >= 0 else place
@@ -65,7 +71,9 @@ def curves(
                 name, (step, 1), (4 if index else 0, 3), xycoords=("data", "axes fraction"), textcoords="offset points",
                 color=MUTED, fontsize=7.5, annotation_clip=False,
             )  # fmt: skip
-        if len(lines) > 1 or (lines and lines[0].label != title):
+        if below:
+            figure.legend(loc="outside lower center", ncols=2, handlelength=1.8, fontsize=7.5, labelspacing=0.25)
+        elif len(lines) > 1 or (lines and lines[0].label != title):
             axes.legend(loc="best", ncols=1 if len(lines) < 5 else 2, handlelength=1.8)
         return figure
 

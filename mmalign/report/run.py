@@ -10,8 +10,8 @@ value, and the report leaves that section out. All text is UTF-8, all JSON is st
                         "stages": [{"name": str, "steps": int, "batch_size": int?,
                                     "trainable": {component: [trained parameters, all parameters]}}]}
                        `arm` names what is compared (a retention method); runs of one arm differ in their seed
-    train.csv          one line a logged step: step, stage, loss, loss/NAME, learning_rate/GROUP, gradient_norm,
-                       samples_per_second, data_wait_share, seconds, …; empty where a step has no such number
+    train.csv          one line a logged step: step, stage, loss, loss/NAME, pairs/NAME, learning_rate/GROUP,
+                       gradient_norm, samples_per_second, data_wait_share, seconds, …; empty where a step has none
     quarantine.jsonl   one unusable sample a line: {"shard", "key", "offset", "stage", "error", "modality"?}
     cost.json          [{"stage": str, "samples", "tokens", "flops", "seconds", "peak_memory_bytes", "bytes_stored", …},
                        …]: one entry a stage, numbers with the unit in the name

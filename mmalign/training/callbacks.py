@@ -11,20 +11,24 @@ from typing import Any, NoReturn, cast
 import lightning as L
 import torch
 import torch.distributed as dist
+from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
 from mmalign.batch import Batch
 from mmalign.data.faults import QuarantineLog
+from mmalign.losses.base import Loss
 from mmalign.training.checkpoints import CheckpointFolder
 from mmalign.training.gather import world_size
 from mmalign.training.module import AlignmentModule
+from mmalign.training.pairs import BATCHES, PairWatch
 
 
 class Journal(L.Callback):
-    """Logs losses, scales, learning rates, gradient norm, samples per second, data-wait share and memory.
+    """Logs losses, their anchors, scales, learning rates, gradient norm, samples per second, data wait and memory.
 
-    Losses are those of the global batch: the sum of what the ranks have.
+    Losses are those of the global batch: the sum of what the ranks have. `pairs/LOSS` is what a loss is divided by: the
+    rows that have both its modalities, or the tokens predicted. Warns where the first batches hold hardly any.
 
     Args:
         log: takes (values by name, step over all stages).
@@ -56,6 +60,8 @@ class Journal(L.Callback):
         self._since = self._ended = time.perf_counter()
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        assert isinstance(module, AlignmentModule)
+        self._pairs = PairWatch(module.plan.name)
         self._since = self._ended = time.perf_counter()
 
     def on_train_batch_start(self, trainer: L.Trainer, module: L.LightningModule, batch: Batch, batch_idx: int) -> None:
@@ -79,6 +85,8 @@ class Journal(L.Callback):
     ) -> None:
         assert isinstance(module, AlignmentModule)
         self.samples += len(batch) * trainer.world_size
+        losses = {name: cast(Loss, module.losses[name]) for name in module.plan.losses}
+        self._pairs.add(losses, module.embeddings, module.plan.separate_replay)
         if self._due(trainer.global_step, trainer):
             now = time.perf_counter()
             elapsed = now - self._since
@@ -87,10 +95,15 @@ class Journal(L.Callback):
             shares = torch.stack(list(module.terms.values()))  # this rank's; they add up
             sums = cast(Tensor, trainer.strategy.reduce(shares, reduce_op="sum"))
             values |= dict(zip(module.terms, sums.tolist(), strict=True))
+            if losses:
+                counts = torch.stack([loss.anchor_count(module.embeddings).float() for loss in losses.values()])
+                values |= {f"pairs/{name}": n for name, n in zip(losses, counts.tolist(), strict=True)}
+            if trainer.is_global_zero and (self._pairs.batches == BATCHES or trainer.global_step == trainer.max_steps):
+                self._pairs.warn()
             values |= {
                 f"logit_scale/{name}": loss.logit_scale.detach().item()  # type: ignore[operator]
-                for name, loss in module.losses.items()
-                if name in module.plan.losses and hasattr(loss, "logit_scale")
+                for name, loss in losses.items()
+                if hasattr(loss, "logit_scale")
             }
             values |= {
                 f"learning_rate/{group.get('name', i)}": group["lr"]
@@ -109,6 +122,16 @@ class Journal(L.Callback):
 
     def _due(self, step: int, trainer: L.Trainer) -> bool:
         return step % self.every == 0 or step == trainer.max_steps or step == 1
+
+
+class StepsBar(TQDMProgressBar):
+    """Lightning's progress bar with the stage in place of the epoch, of which a stage has no number."""
+
+    def on_train_epoch_start(self, trainer: L.Trainer, *_: Any) -> None:
+        super().on_train_epoch_start(trainer)
+        module = trainer.lightning_module
+        assert isinstance(module, AlignmentModule)
+        self.train_progress_bar.set_description(f"{module.plan.name}, step")
 
 
 def peak_memory_bytes(device: torch.device) -> int:

@@ -21,7 +21,7 @@ from mmalign.evaluation.base import Moment
 from mmalign.evaluation.run import evaluate_all
 from mmalign.evaluation.table import Row, read_rows, write_rows
 from mmalign.retention.base import Retention, StagePlan, preprocess_of
-from mmalign.training.callbacks import Checkpoints, Journal, stop, stop_unless_finite
+from mmalign.training.callbacks import Checkpoints, Journal, StepsBar, stop, stop_unless_finite
 from mmalign.training.checkpoints import AtomicCheckpointIO, CheckpointFolder, load_checkpoint, save_atomically
 from mmalign.training.cost import CostMeter, StageCost
 from mmalign.training.device import root_device, trainer_settings
@@ -385,7 +385,7 @@ class Curriculum:
             max_steps=plan.steps,
             max_epochs=-1,
             gradient_clip_val=stage.optimization.gradient_clip,
-            callbacks=[journal, cost, checkpoints],
+            callbacks=[journal, cost, checkpoints, *([StepsBar()] if runtime.progress_bar else [])],
             plugins=[AtomicCheckpointIO()],
             logger=False,
             enable_checkpointing=False,

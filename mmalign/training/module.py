@@ -53,6 +53,7 @@ class AlignmentModule(L.LightningModule):
         self.runtime = runtime
         self.facts = facts
         self.terms: dict[str, Tensor] = {}  # of the last step: this rank's shares
+        self.embeddings: Embeddings  # of the last step: all ranks' rows
         freeze_all_but(model, plan.trainable)
         of_losses = (losses[name].reaches() for name in plan.losses)
         of_methods = (method.reaches(plan, model) for method in retention.values())
@@ -70,7 +71,7 @@ class AlignmentModule(L.LightningModule):
         total = torch.stack(list(terms.values())).sum()
         self._stop_unless_finite(total, terms, batch)
         self.terms = {"loss": total.detach()} | {f"loss/{name}": term.detach() for name, term in terms.items()}
-        self._batch, self._embeddings = batch, embeddings.map_tensors(lambda tensor: tensor.detach())
+        self._batch, self.embeddings = batch, embeddings.map_tensors(lambda tensor: tensor.detach())
         return ddp_scale(total)
 
     def _loss(self, name: str, embeddings: Embeddings) -> Tensor:
@@ -102,7 +103,7 @@ class AlignmentModule(L.LightningModule):
         super().optimizer_step(*arguments, **keywords)
         # not in on_train_batch_end, which comes only after the callback that saves: a checkpoint would lack the step
         for method in self.retention.values():
-            method.after_step(self.plan, self.model, self._batch, self._embeddings)
+            method.after_step(self.plan, self.model, self._batch, self.embeddings)
 
     def train(self, mode: bool = True) -> "AlignmentModule":
         """Frozen parts stay in eval mode: dropout and batch statistics would change what they compute."""

@@ -1,5 +1,6 @@
 """One run from configuration to report."""
 
+import json
 import logging
 import time
 import warnings
@@ -11,6 +12,7 @@ from typing import Any
 import torch
 
 from mmalign.data.bound import check_members
+from mmalign.data.card import read_card
 from mmalign.data.config import ShardData, suggestion
 from mmalign.data.shards import build
 from mmalign.data.sources.base import Source
@@ -34,7 +36,8 @@ def train(config: dict[str, Any], directory: Path, resume: bool = False) -> Path
 
     Raises:
         ConfigError: the directory holds a run and `resume` is False, or it was started with another configuration, or
-            another process trains in it, or a data set is not there. Nothing was built or loaded by then.
+            another process trains in it, or a data set is not there or was built with other settings. Nothing was built
+            or loaded by then.
         FloatingPointError: a loss is not finite; names step, loss and keys.
     """
     from lightning.pytorch.utilities import rank_zero_only
@@ -52,6 +55,7 @@ def _train(config: dict[str, Any], directory: Path, resume: bool, rank: int) -> 
     import lightning as L
 
     if rank == 0:
+        check_built_data(config)
         open_run(directory, config, resume)
         build_missing_data(config)
     else:
@@ -98,6 +102,32 @@ def finish(curriculum: Curriculum, directory: Path, loggers: Any) -> Path:
     loggers.log_report(page)
     print(f"{directory}: metrics.jsonl, {page.name}", flush=True)
     return page
+
+
+def check_built_data(config: dict[str, Any]) -> None:
+    """The directories of the configuration's sources that are built already were built with the same settings.
+
+    A card without settings is not compared, nor a source whose raw material is no longer there.
+
+    Raises:
+        ConfigError: names the directory, the setting, and both values.
+    """
+    for path, given in config["sources"].items():
+        card = read_card(path) if (Path(path) / "card.json").exists() else {}
+        if not card.get("settings"):
+            continue
+        try:
+            source = build_part(given, Source)
+        except (OSError, ImportError):
+            continue
+        built = {"name": card["name"], **card["settings"]}
+        wanted = json.loads(json.dumps({"name": source.name, **source.settings()}))
+        for key, value in wanted.items():
+            if built.get(key, value) != value:
+                raise ConfigError(
+                    f"sources.{path}: {key} is {json.dumps(value)}, but the directory was built with "
+                    f"{json.dumps(built[key])}; delete {path}, or name another directory"
+                )
 
 
 def build_missing_data(config: dict[str, Any]) -> None:

@@ -144,6 +144,13 @@ def test_what_cannot_be_used(kind: str, name: str, data: bytes, message: str) ->
         decode(kind, name, data, LIMITS)
 
 
+@pytest.mark.parametrize(("kind", "name"), [("image", "png"), ("audio", "wav")])
+def test_a_message_is_the_same_each_time(kind: str, name: str) -> None:
+    with pytest.raises(SampleError, match=r"Error.* its bytes") as refused:
+        decode(kind, name, b"hello", LIMITS)
+    assert "0x" not in str(refused.value)
+
+
 def test_recordings_that_cannot_be_used(make_recording: Callable[..., bytes]) -> None:
     with pytest.raises(SampleError, match="NaN"):
         decode("audio", "wav", written(np.array([0.0, np.nan]), format="WAV", subtype="FLOAT"), LIMITS)

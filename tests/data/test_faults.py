@@ -13,6 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from mmalign.cli import main
 from mmalign.data.check import check
 from mmalign.data.config import ShardData
 from mmalign.data.faults import Fault, Limits, QuarantineLog, SampleError, report_faults
@@ -160,6 +161,26 @@ def test_samples_without_any_modality_are_faults(
     assert {fault["key"]: fault["stage"] for fault in batch.faults} == {"b": "select", "c": "select"}
     assert [(f.key, f.stage) for f in check(tmp_path)] == [("b", "select"), ("c", "select")]
     assert {f.key for f in check(tmp_path, required=["txt"])} == {"b", "c"}
+
+
+def test_indexing_says_what_was_found(tmp_path: Path, make_tar: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    path = make_tar(tmp_path / "train-000000.tar", [(str(i), {"txt": b"t" * 600}) for i in range(4)])
+    make_tar(tmp_path / "val-000000.tar", [])
+    with open(path, "r+b") as file:
+        file.truncate(3 * 1536 + 600)
+    assert main(["data", "index", str(tmp_path), "--tolerate"]) == 0
+    fault, train, val, empty = capsys.readouterr().out.splitlines()
+    assert fault.startswith("train-000000.tar, sample '3', byte ")
+    assert train == "train: 3 samples in 1 tars, 1 faults"
+    assert val == "val: 0 samples in 1 tars, 0 faults"
+    assert empty == "val-000000.tar holds no samples"
+
+
+def test_a_changed_tar_of_the_same_size_is_told_of(tmp_path: Path, make_tar: Any) -> None:
+    path = make_tar(tmp_path / "train-000000.tar", [("a", {"txt": b"one"})])
+    build_index(tmp_path)
+    path.write_bytes(path.read_bytes().replace(b"one", b"two"))
+    assert check(tmp_path)[0].error == "the shard is not the one that was indexed: its bytes differ"
 
 
 def test_faults_of_the_index_open_the_run(preprocess: dict[str, Preprocess], tmp_path: Path, make_tar: Any) -> None:

@@ -58,6 +58,8 @@ def test_an_item_is_shown_as_what_took_part(tmp_path: Path) -> None:
         "text[en]": (False, False, "words", ""),
         "fused": (True, True, "words", ""),
     }
+    searched = tile(tmp_path, item, "fused", without="image")
+    assert (searched.picture, bool(searched.sound), searched.text) == ("", True, "words")
 
 
 def test_successes_a_near_miss_and_the_worst(tmp_path: Path) -> None:

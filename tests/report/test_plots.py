@@ -47,6 +47,15 @@ def test_heat_map_says_what_was_lost() -> None:
     assert [text for text in texts if text.startswith("lost")] == ["lost 0.300", "lost 1.000"]
 
 
+def test_a_long_legend_covers_no_curve() -> None:
+    figure = curves([Curve(f"group {i}", [1.0, 2.0], [1.0, float(i)]) for i in range(19)], "learning rate")
+    figure.draw_without_rendering()
+    (legend,), axes = figure.legends, figure.axes[0]
+    assert axes.get_legend() is None
+    assert not legend.get_window_extent().overlaps(axes.get_tightbbox())
+    assert axes.bbox.height > 1.5 * figure.dpi
+
+
 def figures() -> dict[str, object]:
     evil = "<b>&\"' --> $x_1$"
     steps = [float(step) for step in range(1, 200)]

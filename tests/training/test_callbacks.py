@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 
 from mmalign.batch import Batch
-from mmalign.training.callbacks import Checkpoints
+from mmalign.training.callbacks import Checkpoints, StepsBar
 from mmalign.training.checkpoints import CheckpointFolder
 from mmalign.training.module import AlignmentModule
 
@@ -57,3 +57,15 @@ def test_all_ranks_save_and_end_at_the_same_step(tmp_path: Path) -> None:
         process.join(60)
     for rank in range(2):
         assert json.loads((tmp_path / f"{rank}.json").read_text()) == [[2, 6, 8], 143, [3] * 8]
+
+
+def test_the_progress_bar_names_the_stage_and_no_epoch() -> None:
+    module = AlignmentModule.__new__(AlignmentModule)
+    L.LightningModule.__init__(module)
+    module.plan = SimpleNamespace(name="speech")
+    bar = StepsBar()
+    bar._trainer = Mock(spec=L.Trainer, num_training_batches=5, current_epoch=0, lightning_module=module)
+    bar.train_progress_bar = Mock()
+    bar.on_train_epoch_start(bar._trainer)
+    assert bar.train_progress_bar.set_description.call_args.args == ("speech, step",)
+    assert bar.train_progress_bar.total == 5

@@ -9,7 +9,7 @@ from mmalign.data.sources.scenes import Scenes
 from mmalign.training.config import build_experiment, build_part, check_config
 from mmalign.training.curriculum import Curriculum
 from mmalign.training.module import AlignmentModule
-from mmalign.training.run import check_data
+from mmalign.training.run import check_built_data, check_data
 from mmalign.training.yaml_config import ConfigError, differences, override, parse_overrides, read_config
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
@@ -165,6 +165,22 @@ def test_members_that_do_not_exist_are_named(tmp_path):
         with pytest.raises(ConfigError) as error:
             check_data(config)
         assert str(error.value).startswith(f"stages.audio_text.data.scenes: {message}")
+
+
+def test_settings_other_than_those_that_built_the_directory_are_refused(tmp_path):
+    def sources(**settings):
+        scenes = {"class_path": "mmalign.data.sources.scenes.Scenes", "init_args": settings}
+        return {"sources": {str(tmp_path / "scenes"): scenes}}
+
+    built = {"train": 1, "val": 1, "test": 1, "test_compositional": 1}
+    check_built_data(sources(**built))  # not built yet
+    build(Scenes(**built), tmp_path / "scenes")
+    check_built_data(sources(**built, workers=2))  # changes no byte
+    with pytest.raises(ConfigError, match=r"scenes: train is 4000, but the directory was built with 1; delete "):
+        check_built_data(sources(**built | {"train": 4000}))
+    card = tmp_path / "scenes" / "card.json"
+    card.write_text('{"name": "scenes", "settings": {}}')
+    check_built_data(sources(train=4000))
 
 
 def test_a_missing_key_is_named():

@@ -84,6 +84,8 @@ class Folder(_Pictures):
         return {"origin": f"folder {self.directory.name}", "contents_sha256": self.contents_sha256()}
 
     def _divide(self) -> dict[str, list[Item]]:
+        if not any(path.suffix.lower() in PICTURE_SUFFIXES for path in self.directory.rglob("*")):
+            raise ValueError(f"{self.directory} holds no pictures ({', '.join(sorted(PICTURE_SUFFIXES))})")
         if not (self.directory / "train").is_dir():
             return divided(self._found(self.directory), self._shares, self.seed)
         names = sorted(path.name for path in self.directory.iterdir() if path.is_dir() and path.name != "train")
@@ -92,9 +94,13 @@ class Folder(_Pictures):
     def _found(self, folder: Path) -> Iterator[Item]:
         for path in sorted(folder.rglob("*")):
             if path.suffix.lower() in PICTURE_SUFFIXES:
-                text = path.with_suffix(".txt")
-                captions = text.read_text(encoding="utf-8").splitlines() if text.is_file() else []
-                yield Item(str(path.relative_to(self.directory)), path, tuple(captions))
+                name, text = str(path.relative_to(self.directory)), path.with_suffix(".txt")
+                try:
+                    captions = text.read_text(encoding="utf-8").splitlines() if text.is_file() else []
+                except UnicodeDecodeError:
+                    self._account.note("captions that are not UTF-8", name)
+                    continue
+                yield Item(name, path, tuple(captions))
 
 
 class Table(_Pictures):

@@ -46,6 +46,21 @@ def test_folder_with_its_own_splits(tmp_path):
     assert report["broken picture, or no format that is read"]["items"] == ["train/broken.jpg"]
 
 
+def test_captions_of_another_encoding_are_left_out_and_told_of(tmp_path):
+    for name, caption in (("good", "a bear"), ("bad", "un côté")):
+        (tmp_path / f"{name}.png").write_bytes(picture())
+        (tmp_path / f"{name}.txt").write_bytes(caption.encode("latin-1"))
+    source = Folder(tmp_path)
+    assert set(drawn(source)) == {"good.png"}
+    assert source.report()["captions that are not UTF-8"]["items"] == ["bad.png"]
+
+
+def test_a_folder_without_pictures_is_refused(tmp_path):
+    (tmp_path / "a.wav").write_bytes(b"RIFF")
+    with pytest.raises(ValueError, match=r"holds no pictures \(\.bmp, "):
+        Folder(tmp_path).splits()
+
+
 def test_folder_without_splits_keeps_a_caption_on_one_side(tmp_path):
     for i in range(60):
         (tmp_path / f"{i}.jpg").write_bytes(picture(kind="JPEG", value=i))
