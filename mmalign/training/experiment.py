@@ -128,7 +128,9 @@ class Experiment:
             the tower. A modality whose tower every stage trains is refused.
         arm: what is compared: runs of one arm differ in their seed only. `mmalign compare` sets it.
         seed: of everything that is random.
-        initial_checkpoint: a checkpoint of an earlier run, whose model and losses this run starts from.
+        initial_checkpoint: a run's folder, a checkpoint or an export that this run starts from. Components and losses
+            of the same name are taken over whole; what it lacks starts as the YAML says, a fusion for another set of
+            modalities, too; what does not fit is refused.
         runtime, logging, limits: where it runs, where it logs, what counts as an unusable sample.
         max_fault_share: above this share of unusable samples the run stops.
     """
