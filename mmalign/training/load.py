@@ -9,7 +9,7 @@ from torch import Tensor
 from mmalign.export.folder import is_export, load_export, read_export
 from mmalign.model import Aligner
 from mmalign.training.checkpoints import CheckpointFolder, load_checkpoint
-from mmalign.training.config import build_part, check_config
+from mmalign.training.config import build_part, check_part
 
 
 def load_model(run_or_checkpoint: Path) -> tuple[Aligner, dict[str, Any]]:
@@ -22,15 +22,19 @@ def load_model(run_or_checkpoint: Path) -> tuple[Aligner, dict[str, Any]]:
 
     Raises:
         FileNotFoundError: there is no checkpoint.
-        ValueError: it is no checkpoint of mmalign, it names classes that a checkpoint may not name (see
-            `check_config`), it was saved within a stage of LoRA, or its weights do not fit its configuration.
+        ValueError: it is no checkpoint of mmalign, its model names classes that it may not name (see
+            `mmalign.training.trust`), it was saved within a stage of LoRA, or its weights do not fit its configuration.
     """
     if is_export(run_or_checkpoint):
         return load_export(run_or_checkpoint)
     path, content = _read(run_or_checkpoint)
     facts = content["mmalign"]
-    config = check_config(facts["config"], trusted_only=True)
-    model: Aligner = build_part(config["model"], Aligner)
+    try:
+        config = facts["config"]["model"]
+    except (KeyError, TypeError):
+        raise ValueError(f"{path}: has no configuration of a model") from None
+    check_part(config, Aligner, "model", trusted_only=True)  # losses, data and methods are not needed, nor looked at
+    model: Aligner = build_part(config, Aligner)
     weights = {
         key.removeprefix("model."): tensor for key, tensor in content["state_dict"].items() if key.startswith("model.")
     }

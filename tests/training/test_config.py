@@ -6,7 +6,8 @@ import pytest
 
 from mmalign.data.shards import build
 from mmalign.data.sources.scenes import Scenes
-from mmalign.training.config import build_experiment, build_part, check_config
+from mmalign.model import Aligner
+from mmalign.training.config import build_experiment, build_part, check_config, check_part
 from mmalign.training.curriculum import Curriculum
 from mmalign.training.module import AlignmentModule
 from mmalign.training.run import check_data
@@ -177,7 +178,7 @@ def test_a_missing_key_is_named():
 def test_a_checkpoint_may_not_name_any_class():
     config = read_config(DEBUG, {"model.init_args.encoders.image.class_path": "subprocess.Popen"})
     with pytest.raises(ConfigError, match=r"subprocess\.Popen.*outside of mmalign"):
-        check_config(config, trusted_only=True)
+        check_part(config["model"], Aligner, "model", trusted_only=True)
 
 
 def test_overrides():
