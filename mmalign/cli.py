@@ -1,6 +1,7 @@
 """The `mmalign` command. Thin: it parses, imports what a subcommand needs, and calls it."""
 
 import argparse
+import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -198,6 +199,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         rest += [f"--{name}" for name in ("jobs", "arms") if getattr(options, name) is not None]
     if rest and not takes_rest:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if options.command in ("train", "compare", "data") or getattr(options, "trust", None):
+        # one's own classes, as `python -m mmalign` finds them; at the end, where they hide no installed package
+        sys.path.append(os.getcwd())
     try:
         return _COMMANDS[options.command](options, rest)
     except (ValueError, OSError, FloatingPointError, ImportError) as error:

@@ -51,3 +51,17 @@ def test_compare_does_not_take_the_value_of_an_override_for_a_run(capsys):
     assert (
         capsys.readouterr().err == "mmalign: [0]: beside --config no run is named; overrides are written --KEY=VALUE\n"
     )
+
+
+def test_classes_of_the_current_folder_are_found(tmp_path):
+    """By the installed command, whose own folder is what Python puts in front of sys.path."""
+    (tmp_path / "my_package.py").write_text(
+        "from mmalign.data.sources.scenes import Scenes\nclass Mine(Scenes): pass\n"
+    )
+    (tmp_path / "json.py").write_text("raise ImportError('hides the one of Python')\n")
+    settings = ["--train", "2", "--val", "1", "--test", "1", "--test_compositional", "1"]
+    arguments = ["data", "build", "my_package.Mine", "--out", "built", *settings]
+    code = f"import sys\nsys.path[0] = '/nowhere'\nfrom mmalign.cli import main\nsys.exit(main({arguments}))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (tmp_path / "built" / "card.json").exists()

@@ -8,6 +8,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from mmalign import __version__
 from mmalign.encoders.text_hf import TextCausalHF, TextHF
 from mmalign.model import Aligner
@@ -103,10 +105,8 @@ def load_export(directory: Path) -> tuple[Aligner, dict[str, Any]]:
     from mmalign.training.config import build_part, check_part
 
     path = directory / _CONFIG
+    facts = _read_facts(directory)
     try:
-        facts = json.loads(path.read_text(encoding="utf-8"))
-        if facts["format"] != _FORMAT:
-            raise ValueError(f"format {facts['format']} is not known to mmalign {__version__}")
         check_part(facts["config"]["model"], Aligner, "model", trusted_only=True)
         config = _with_folders(facts["config"]["model"], directory)
         spec = facts["spec"]
@@ -121,6 +121,35 @@ def load_export(directory: Path) -> tuple[Aligner, dict[str, Any]]:
     except (RuntimeError, SafetensorError, OSError) as error:
         raise ValueError(f"{directory / _WEIGHTS}: not the weights of this configuration: {error}") from None
     return model.eval(), facts
+
+
+def read_export(directory: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """All weights under the names that the Aligner gives them, and the facts; nothing is built.
+
+    Raises:
+        ValueError: it is damaged or of another version.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    facts = _read_facts(directory)
+    try:
+        with safe_open(directory / _WEIGHTS, "pt") as file:
+            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            tied = {name: kept for name, kept in (file.metadata() or {}).items() if kept in weights}
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{directory / _WEIGHTS}: not readable: {error}") from None
+    return weights | {name: weights[kept] for name, kept in tied.items()}, facts
+
+
+def _read_facts(directory: Path) -> dict[str, Any]:
+    path = directory / _CONFIG
+    try:
+        facts: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        if facts["format"] != _FORMAT:
+            raise ValueError(f"format {facts['format']} is not known to mmalign {__version__}")
+    except (KeyError, TypeError, AttributeError, UnicodeDecodeError, ValueError) as error:
+        raise ValueError(f"{path}: {error}") from error
+    return facts
 
 
 def _with_folders(model: dict[str, Any], directory: Path) -> dict[str, Any]:

@@ -17,16 +17,13 @@ from mmalign.training.trust import refuse_class, refuse_classes, refuse_text, re
 from mmalign.training.yaml_config import ConfigError, meant
 
 
-def check_config(config: dict[str, Any], trusted_only: bool = False) -> dict[str, Any]:
+def check_config(config: dict[str, Any]) -> dict[str, Any]:
     """The complete configuration with every default filled in, as plain data. Nothing is built.
-
-    Args:
-        trusted_only: for configurations that come out of a checkpoint or an export.
 
     Raises:
         ConfigError: names the key.
     """
-    _check_keys(config, Experiment, "", trusted_only)
+    _check_keys(config, Experiment, "", False)
     try:
         parsed = _parser().parse_object(copy.deepcopy(config))
     except Exception as error:
@@ -47,6 +44,9 @@ def check_config(config: dict[str, Any], trusted_only: bool = False) -> dict[str
 
 def check_part(part: Any, hint: Any, path: str, trusted_only: bool = False) -> None:
     """The checks of names for one value of a configuration ("model", say), which `build_part` can then build.
+
+    Args:
+        trusted_only: for configurations that come out of a checkpoint or an export.
 
     Raises:
         ConfigError: names the key.

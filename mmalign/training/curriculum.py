@@ -26,7 +26,9 @@ from mmalign.training.checkpoints import AtomicCheckpointIO, CheckpointFolder, l
 from mmalign.training.cost import CostMeter, StageCost
 from mmalign.training.device import root_device, trainer_settings
 from mmalign.training.experiment import Experiment, Stage
+from mmalign.training.initial import take_over
 from mmalign.training.least_squares import fit_least_squares
+from mmalign.training.load import read_weights
 from mmalign.training.logging import RunLoggers
 from mmalign.training.module import AlignmentModule
 from mmalign.training.run_files import write_json
@@ -123,9 +125,7 @@ class Curriculum:
         self.rows = self._rows_until(-1 if last is None else last)
         if last is None:
             if self.experiment.initial_checkpoint is not None:
-                initial = load_checkpoint(Path(self.experiment.initial_checkpoint))
-                self.initial_pairs = initial["mmalign"]["trained_pairs"]
-                self._load_weights(initial["state_dict"], self.experiment.initial_checkpoint)
+                self._start_from(self.experiment.initial_checkpoint)
             self._save_end(0)
             return 0
         facts = self._load_end(last)
@@ -135,6 +135,13 @@ class Curriculum:
         self.costs = [StageCost(**cost) for cost in facts["costs"]]
         self.stage_facts = list(facts["stages"])
         return last
+
+    def _start_from(self, origin: str) -> None:
+        state, facts = read_weights(Path(origin))
+        taken = take_over(self._holder(), state, facts, f"initial_checkpoint: {origin}")
+        self.initial_pairs = taken.pairs
+        if self.rank == 0 and str(taken):
+            print(f"initial_checkpoint: {origin}: {taken}", flush=True)
 
     def _load_end(self, index: int) -> dict[str, Any]:
         """Weights and evaluators as they were at the end of a stage; returns its facts."""
@@ -155,10 +162,13 @@ class Curriculum:
                 of_the_last_stage.unlink()
         return [row for row in read_rows(metrics) if row.stage not in lost] if metrics.exists() else []
 
+    def _holder(self) -> nn.Module:
+        """Model and losses under the names that their weights have in a checkpoint."""
+        return nn.ModuleDict({"model": self.experiment.model, "losses": nn.ModuleDict(self.experiment.losses)})
+
     def _load_weights(self, state: dict[str, Any], origin: str) -> None:
-        holder = nn.ModuleDict({"model": self.experiment.model, "losses": nn.ModuleDict(self.experiment.losses)})
         try:
-            holder.load_state_dict(state)
+            self._holder().load_state_dict(state)
         except RuntimeError as error:
             raise ValueError(f"{origin}: does not fit this configuration's model and losses: {error}") from None
 
@@ -186,9 +196,8 @@ class Curriculum:
         """Weights, methods and facts at the end of a stage (0: the start); the next has an optimizer of its own."""
         if self.rank != 0:
             return
-        holder = nn.ModuleDict({"model": self.experiment.model, "losses": nn.ModuleDict(self.experiment.losses)})
         retention = {name: method.state_dict() for name, method in self.experiment.retention.items()}
-        content = {"state_dict": holder.state_dict(), "mmalign": self._facts(index) | {"retention": retention}}
+        content = {"state_dict": self._holder().state_dict(), "mmalign": self._facts(index) | {"retention": retention}}
         save_atomically(content, self.checkpoints.end_of(index))
         self.checkpoints.prune(index + 1)
 

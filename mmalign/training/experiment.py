@@ -12,6 +12,7 @@ from mmalign.losses.base import Loss
 from mmalign.model import FUSED, Aligner
 from mmalign.retention.base import Retention
 from mmalign.retention.frozen import Frozen
+from mmalign.retention.joint import Joint
 from mmalign.training.chunking import check_chunks
 from mmalign.training.logging import LoggerSettings
 from mmalign.training.optim import Optimization
@@ -128,7 +129,9 @@ class Experiment:
             the tower. A modality whose tower every stage trains is refused.
         arm: what is compared: runs of one arm differ in their seed only. `mmalign compare` sets it.
         seed: of everything that is random.
-        initial_checkpoint: a checkpoint of an earlier run, whose model and losses this run starts from.
+        initial_checkpoint: a run's folder, a checkpoint or an export that this run starts from. Components and losses
+            of the same name are taken over whole; what it lacks starts as the YAML says, a fusion for another set of
+            modalities, too; what does not fit is refused.
         runtime, logging, limits: where it runs, where it logs, what counts as an unusable sample.
         max_fault_share: above this share of unusable samples the run stops.
     """
@@ -165,7 +168,7 @@ class Experiment:
                     raise ValueError(f"losses.{name}: the model has no {modality!r}; there are {', '.join(vectors)}")
         if any(stage.least_squares for stage in self.stages.values()) != (self.model.least_squares is not None):
             raise ValueError("model.least_squares and a stage's least_squares, on which it is fitted, need each other")
-        for stage_name, stage in self.stages.items():
+        for position, (stage_name, stage) in enumerate(self.stages.items()):
             if not stage.losses:
                 raise ValueError(f"stages.{stage_name}.losses is empty")
             for kind, used, known in (
@@ -184,7 +187,7 @@ class Experiment:
                         f"{list(self.model.least_squares or ())}"
                     )
             try:
-                self._check_stage(stage)
+                self._check_stage(stage, list(self.stages.values())[:position])
             except ValueError as error:
                 raise ValueError(f"stages.{stage_name}.{error}") from None
             self._check_chunks(stage_name, stage)
@@ -205,13 +208,15 @@ class Experiment:
             for parameter, trained in zip(self.model.parameters(), before, strict=True):
                 parameter.requires_grad_(trained)
 
-    def _check_stage(self, stage: Stage) -> None:
+    def _check_stage(self, stage: Stage, past: list[Stage]) -> None:
         """What would otherwise be found when the stage begins, after those before it have been trained."""
         check_trainable(self.model, stage.trainable)
         parts = [*self.model.components(), *(f"loss.{name}" for name in self.losses)]
         check_globs("optimization.learning_rates", stage.optimization.learning_rates, parts)
-        # a method may bring the data of other stages along
-        stages = self.stages.values() if self.retention and stage.retention != {} else [stage]
+        methods = [self.retention[name] for name in (self.retention if stage.retention is None else stage.retention)]
+        stages = [*past, stage] if methods else [stage]  # a method may bring the data of other stages along
+        if any(isinstance(method, Joint) and method.future for method in methods):
+            stages = list(self.stages.values())
         data = [item for some in stages for item in some.data.items()]
         held = [(name, list(self.model.encoders if d.modalities is None else d.modalities)) for name, d in data]
         for name in stage.losses:

@@ -4,10 +4,12 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from mmalign.export.folder import is_export, load_export
+from torch import Tensor
+
+from mmalign.export.folder import is_export, load_export, read_export
 from mmalign.model import Aligner
 from mmalign.training.checkpoints import CheckpointFolder, load_checkpoint
-from mmalign.training.config import build_part, check_config
+from mmalign.training.config import build_part, check_part
 
 
 def load_model(run_or_checkpoint: Path) -> tuple[Aligner, dict[str, Any]]:
@@ -20,18 +22,19 @@ def load_model(run_or_checkpoint: Path) -> tuple[Aligner, dict[str, Any]]:
 
     Raises:
         FileNotFoundError: there is no checkpoint.
-        ValueError: it is no checkpoint of mmalign, it names classes that a checkpoint may not name (see
-            `check_config`), it was saved within a stage of LoRA, or its weights do not fit its configuration.
+        ValueError: it is no checkpoint of mmalign, its model names classes that it may not name (see
+            `mmalign.training.trust`), it was saved within a stage of LoRA, or its weights do not fit its configuration.
     """
-    path = run_or_checkpoint
-    if is_export(path):
-        return load_export(path)
-    path, content = _newest(path) if path.is_dir() else (path, load_checkpoint(path))
-    if _adapted(content):
-        raise ValueError(f"{path}: within a stage of LoRA, whose additions are merged when it ends; take an end")
+    if is_export(run_or_checkpoint):
+        return load_export(run_or_checkpoint)
+    path, content = _read(run_or_checkpoint)
     facts = content["mmalign"]
-    config = check_config(facts["config"], trusted_only=True)
-    model: Aligner = build_part(config["model"], Aligner)
+    try:
+        config = facts["config"]["model"]
+    except (KeyError, TypeError):
+        raise ValueError(f"{path}: has no configuration of a model") from None
+    check_part(config, Aligner, "model", trusted_only=True)  # losses, data and methods are not needed, nor looked at
+    model: Aligner = build_part(config, Aligner)
     weights = {
         key.removeprefix("model."): tensor for key, tensor in content["state_dict"].items() if key.startswith("model.")
     }
@@ -42,9 +45,31 @@ def load_model(run_or_checkpoint: Path) -> tuple[Aligner, dict[str, Any]]:
     return model.eval(), facts
 
 
-def _newest(run: Path) -> tuple[Path, dict[str, Any]]:
-    """The newest checkpoint of a run whose weights are those of its model."""
-    folder = CheckpointFolder(run / "checkpoints", 1)
+def read_weights(run_or_checkpoint: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Weights, "model.…" and, but of an export, "losses.…", with the checkpoint's facts; nothing is built.
+
+    Args:
+        run_or_checkpoint: as for `load_model`.
+
+    Raises:
+        FileNotFoundError, ValueError: as `load_model`, as far as the files themselves are concerned.
+    """
+    if is_export(run_or_checkpoint):
+        weights, facts = read_export(run_or_checkpoint)
+        return {f"model.{name}": tensor for name, tensor in weights.items()}, facts
+    _, content = _read(run_or_checkpoint)
+    return content["state_dict"], content["mmalign"]
+
+
+def _read(run_or_checkpoint: Path) -> tuple[Path, dict[str, Any]]:
+    """A checkpoint, or the newest of a run, whose weights are those of its model."""
+    path = run_or_checkpoint
+    if not path.is_dir():
+        content = load_checkpoint(path)
+        if _adapted(content):
+            raise ValueError(f"{path}: within a stage of LoRA, whose additions are merged when it ends; take an end")
+        return path, content
+    folder = CheckpointFolder(path / "checkpoints", 1)
     path = folder.latest()
     content = load_checkpoint(path)
     if not _adapted(content):

@@ -6,7 +6,8 @@ import pytest
 
 from mmalign.data.shards import build
 from mmalign.data.sources.scenes import Scenes
-from mmalign.training.config import build_experiment, build_part, check_config
+from mmalign.model import Aligner
+from mmalign.training.config import build_experiment, build_part, check_config, check_part
 from mmalign.training.curriculum import Curriculum
 from mmalign.training.module import AlignmentModule
 from mmalign.training.run import check_built_data, check_data
@@ -85,6 +86,10 @@ def test_a_least_squares_head_needs_pairs_to_be_fitted_on(model, stages, message
             "stages.audio_text.losses: 'image_text' needs samples with image and text, but scenes has audio, text",
         ),
         (
+            {"stages.image_text.losses": {"audio_text": 1.0}},  # there is a Replay, but nothing to be remembered yet
+            "stages.image_text.losses: 'audio_text' needs samples with audio and text, but scenes has image, text",
+        ),
+        (
             {"model.init_args.encoders.image.init_args.model": "vit_tny_patch16_224"},
             "did you mean vit_tiny_patch16_224",
         ),
@@ -94,6 +99,13 @@ def test_a_mistake_of_a_later_stage_is_named_before_the_first(changes, message):
     with pytest.raises(ValueError) as error:  # noqa: PT011 - the message is compared below
         build_experiment(check_config(read_config(DEBUG, changes)))
     assert message in str(error.value)
+
+
+def test_data_of_stages_before_and_with_joint_also_of_those_to_come_may_be_needed():
+    joint = {"joint": {"class_path": "mmalign.retention.Joint", "init_args": {"future": True}}}
+    first = {"stages.image_text.losses": {"audio_text": 1.0}, "retention": joint}
+    for changes in ({"stages.audio_text.losses": {"image_text": 1.0}}, first):
+        build_experiment(check_config(read_config(DEBUG, changes)))
 
 
 CNN = {
@@ -193,7 +205,7 @@ def test_a_missing_key_is_named():
 def test_a_checkpoint_may_not_name_any_class():
     config = read_config(DEBUG, {"model.init_args.encoders.image.class_path": "subprocess.Popen"})
     with pytest.raises(ConfigError, match=r"subprocess\.Popen.*outside of mmalign"):
-        check_config(config, trusted_only=True)
+        check_part(config["model"], Aligner, "model", trusted_only=True)
 
 
 def test_overrides():

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from mmalign.evaluation.table import read_rows, write_rows
+from mmalign.export.folder import export_model
 from mmalign.training.config import check_config
 from mmalign.training.curriculum import Curriculum
 from mmalign.training.load import load_model
@@ -208,3 +209,44 @@ def test_a_run_interrupted_with_lora_gives_the_model_of_the_stage_before():
     assert all(torch.equal(weight, saved[f"model.{name}"]) for name, weight in model.state_dict().items())
     with pytest.raises(ValueError, match=r"stage-01-step-00000001\.ckpt: within a stage of LoRA"):
         load_model(Path("adapted/checkpoints/stage-01-step-00000001.ckpt"))
+
+
+def three():
+    """`small` with a third modality, another tower for the texts, and a loss for it."""
+    image, text = (small(stage())["model"]["init_args"]["encoders"][name] for name in ("image", "text"))
+    return small(
+        stage(steps=1, losses={"image_notes": 1.0}, data={"scenes": scenes("notes")}),
+        model={"encoders": {"image": image, "text": text, "notes": text}},
+        retention={"lwf": {"class_path": "mmalign.retention.LwF"}},
+        losses={
+            name: {"class_path": "mmalign.losses.InfoNCE", "init_args": {"a": "image", "b": other}}
+            for name, other in (("image_text", "text"), ("image_notes", "notes"))
+        },
+    )
+
+
+def scenes(text):
+    return SCENES["scenes"] | {"modalities": {"image": "png", text: "captions[*]"}}
+
+
+@pytest.fixture(scope="module")
+def two_modalities():
+    """A run whose losses are image_text and language."""
+    train(small(stage(steps=1)), Path("two"))
+    export_model(Path("two"), Path("two-exported"))
+    return checkpoint("two")["state_dict"]
+
+
+@pytest.mark.parametrize("origin", ["two", "two/checkpoints/stage-01.ckpt", "two-exported"])
+def test_a_modality_is_added_to_a_model_that_exists(two_modalities, origin, capsys):
+    out = Path(f"three-of-{Path(origin).name}")
+    train(three() | {"initial_checkpoint": origin}, out)
+    exported = origin == "two-exported"
+    losses = "loss.image_text, loss.image_notes" if exported else "loss.image_notes"
+    said = f"initial_checkpoint: {origin}: starts anew: encoder.notes, projection.notes, {losses}\n"
+    assert said in capsys.readouterr().out  # the loss of language has no weights that could be left out
+    start = checkpoint(out, "stage-00")
+    assert start["mmalign"]["initial_pairs"] == [["image", "text"]]
+    taken = [name for name in two_modalities if not exported or name.startswith("model.")]
+    assert [name for name in taken if not torch.equal(two_modalities[name], start["state_dict"][name])] == []
+    assert any(name.startswith("model.encoders.notes.") for name in start["state_dict"])

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from mmalign.training.config import check_config, class_of
+from mmalign.model import Aligner
+from mmalign.training.config import build_part, check_config, check_part, class_of
 from mmalign.training.load import load_model
 from mmalign.training.trust import trusting
 from mmalign.training.yaml_config import ConfigError, override, read_config
@@ -58,16 +59,20 @@ PLACES: dict[str, tuple[str, Any]] = {
     "free settings, as JSON with an escape": (f"{IMAGE}.init_args.options.x", HIDDEN),
     "the same in a list": (f"{IMAGE}.init_args.options.x", [HIDDEN]),
     "all free settings, as JSON": (f"{IMAGE}.init_args.options", HIDDEN),
+    "remote code": ("model.init_args.encoders.text", {
+        "class_path": "mmalign.encoders.TextHF", "init_args": {"model": "evil", "trust_remote_code": True}
+    }),
+}  # fmt: skip
+
+UNUSED: dict[str, tuple[str, Any]] = {
     "a loss": ("losses.image_text", EVIL),
     "a loss, as a text": ("losses.image_text", "evil_module.Evil"),
     "data": ("stages.image_text.data.scenes", "evil_module.Evil"),
     "a source": ("sources.evil", EVIL),
     "a method": ("retention.memory", "evil_module.Evil"),
     "an evaluator": ("evaluation.scenes", "evil_module.Evil"),
-    "remote code": ("model.init_args.encoders.text", {
-        "class_path": "mmalign.encoders.TextHF", "init_args": {"model": "evil", "trust_remote_code": True}
-    }),
-}  # fmt: skip
+}
+"""Places outside of the model, which nobody needs to load it."""
 
 
 @pytest.fixture
@@ -90,6 +95,18 @@ def test_the_configuration_in_a_checkpoint(evil_module: Path, key: str, value: A
     assert not evil_module.exists()
 
 
+@pytest.mark.parametrize(("key", "value"), UNUSED.values(), ids=UNUSED)
+def test_what_the_model_does_not_need_is_left_alone(evil_module: Path, key: str, value: Any) -> None:
+    config = check_config(read_config(DEBUG))
+    built = build_part(config["model"], Aligner)
+    state = {f"model.{name}": tensor for name, tensor in built.state_dict().items()}
+    torch.save({"mmalign": {"config": override(config, {key: value})}, "state_dict": state}, "own.ckpt")
+    model, _ = load_model(Path("own.ckpt"))
+    assert all(torch.equal(weight, state[f"model.{name}"]) for name, weight in model.state_dict().items())
+    assert "evil_module" not in sys.modules
+    assert not evil_module.exists()
+
+
 def test_the_canary_is_a_real_one(evil_module: Path) -> None:
     """The user's own file may name the user's own class, and so runs it."""
     with pytest.raises(ConfigError, match="is not a Encoder"):
@@ -106,9 +123,9 @@ def test_a_class_that_a_trusted_module_imported() -> None:
 def test_free_settings_may_be_nested() -> None:
     """The user's own files, and checkpoints of them."""
     key = f"{IMAGE}.init_args.options.nested"
-    for trusted_only in (False, True):
-        config = check_config(read_config(DEBUG, {key: {"a": {"b": 1}}}), trusted_only)
-        assert config["model"]["init_args"]["encoders"]["image"]["init_args"]["options"]["nested"] == {"a": {"b": 1}}
+    config = check_config(read_config(DEBUG, {key: {"a": {"b": 1}}}))
+    assert config["model"]["init_args"]["encoders"]["image"]["init_args"]["options"]["nested"] == {"a": {"b": 1}}
+    check_part(config["model"], Aligner, "model", trusted_only=True)
 
 
 def test_a_package_that_one_trusts(evil_module: Path) -> None:
@@ -118,10 +135,10 @@ def test_a_package_that_one_trusts(evil_module: Path) -> None:
     key = "model.init_args.encoders.text.class_path"
     config = override(read_config(DEBUG), {key: "my_package.Mine"})
     with pytest.raises(ConfigError, match=r"text\.class_path: 'my_package.Mine' is outside.*--trust my_package"):
-        check_config(config, trusted_only=True)
+        check_part(config["model"], Aligner, "model", trusted_only=True)
     with trusting(["my_package"]):
-        assert check_config(config, trusted_only=True)["model"]["init_args"]["encoders"]["text"]
+        check_part(config["model"], Aligner, "model", trusted_only=True)
         with pytest.raises(ConfigError, match="evil_module"):
-            check_config(override(config, {IMAGE: EVIL}), trusted_only=True)
+            check_part(override(config, {IMAGE: EVIL})["model"], Aligner, "model", trusted_only=True)
     with pytest.raises(ConfigError, match="my_package"):
-        check_config(config, trusted_only=True)
+        check_part(config["model"], Aligner, "model", trusted_only=True)
