@@ -13,7 +13,7 @@ NaN: a score that was not measured takes no part; what nothing is left of is NaN
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -31,6 +31,7 @@ class Matrix:
         higher_is_better: by column.
         trained_at: by column, the stage s(j) that first trained it, or 0.
         metrics: by column, what its main score is.
+        chances: by column, what it is without any knowledge, NaN where that is not known; empty means unknown.
     """
 
     moments: list[str]
@@ -39,6 +40,7 @@ class Matrix:
     higher_is_better: list[bool]
     trained_at: list[int]
     metrics: list[str]
+    chances: list[float] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         shape = (len(self.moments), len(self.columns))
@@ -61,6 +63,7 @@ class Matrix:
             pick(self.higher_is_better),
             pick(self.trained_at),
             pick(self.metrics),
+            pick(self.chances) if self.chances else [],
         )
 
     @property
@@ -104,6 +107,7 @@ def matrix_from_rows(rows: Iterable[Row], trained_at: dict[str, int] | None = No
         [found[0].higher_is_better for found in first],
         [stages[column] for column in columns],
         [found[0].metric for found in first],
+        [found[0].chance for found in first],
     )
 
 

@@ -38,12 +38,14 @@ def heat_map(
     title: str = "",
     best: Sequence[float] | None = None,
     boxed: Sequence[tuple[int, int]] = (),
+    chances: Sequence[float] = (),
 ) -> "Figure":
     """A forgetting matrix: one row per moment of evaluation, one column per ability.
 
-    The shade of a cell is its share of the best value of its column, whichever way is up; what was not measured is
-    hatched. `best` gives the best values when several matrices share a scale. The last row also says what has been lost
-    against the best earlier value. `boxed` cells (row, column) are those whose stage taught that column.
+    The shade of a cell is its share of the best value of its column, whichever way is up, times what of it is above the
+    column's chance, if `chances` has it: what was never learned stays empty. What was not measured is hatched.
+    `best` gives the best values when several matrices share a scale. The last row also says what has been lost against
+    the best earlier value. `boxed` cells (row, column) are those whose stage taught that column.
     """
     with drawing(1.5 + 1.22 * len(columns), 0.95 + 0.5 * len(rows)) as figure:
         axes = figure.subplots()
@@ -52,7 +54,10 @@ def heat_map(
             top = best[j] if best is not None else best_of(column, higher)
             for i, value in enumerate(column):
                 earlier = best_of(column[:-1], higher) if i == len(rows) - 1 and i else math.nan
-                _cell(axes, i, j, value, share_of_best(value, top, higher), _loss(value, earlier, higher))
+                goodness = share_of_best(value, top, higher)
+                if chances and math.isfinite(chances[j]) and math.isfinite(value):
+                    goodness *= 1 - share_of_best(chances[j], value, higher)
+                _cell(axes, i, j, value, goodness, _loss(value, earlier, higher))
         from matplotlib.patches import Rectangle
 
         for i, j in boxed:
@@ -75,7 +80,7 @@ def matrix_heat_map(matrix: "Matrix", best: Sequence[float] | None = None) -> "F
     """`heat_map` of a run's matrix, with a frame where a stage first trained a column."""
     values = [[float(value) for value in row] for row in matrix.values]
     boxed = [(stage, j) for j, stage in enumerate(matrix.trained_at) if stage > 0]
-    return heat_map(values, matrix.moments, matrix.columns, matrix.higher_is_better, best=best, boxed=boxed)
+    return heat_map(values, matrix.moments, matrix.columns, matrix.higher_is_better, "", best, boxed, matrix.chances)
 
 
 def stability_plasticity(points: Sequence[Tradeoff], new_task: str, cost: str = "cost") -> "Figure":

@@ -41,6 +41,16 @@ def test_heat_map_shades_goodness_whichever_way_is_up() -> None:
     assert all(patch.get_width() > 0 for patch in up + down)
 
 
+def test_heat_map_leaves_a_column_at_chance_empty() -> None:
+    values = [[0.01, 50.0, 0.01], [0.01, 50.0, 0.1]]
+    figure = heat_map(
+        values, ["start", "a"], ["up", "down", "learned"], [True, False, True], chances=[0.01, 50.0, 0.01]
+    )
+    shades = [patch.get_alpha() for patch in patches(figure)]
+    assert shades[:5] == [min(shades)] * 5
+    assert shades[5] > 0.7
+
+
 def test_heat_map_says_what_was_lost() -> None:
     figure = heat_map([[0.2, 2.0], [0.8, 2.5], [0.5, 3.0]], ["start", "a", "b"], ["up", "down"], [True, False])
     texts = [text.get_text() for text in figure.axes[0].texts]
