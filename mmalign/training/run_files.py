@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from mmalign import __version__
-from mmalign.training.yaml_config import ConfigError, differences
+from mmalign.training.yaml_config import ConfigError, differences, load_yaml
 
 FREE_KEYS = ("runtime", "logging", "evaluation", "sources", "sweep")
 """What may differ between a run and its resumption."""
@@ -40,7 +40,7 @@ def open_run(directory: Path, config: dict[str, Any], resume: bool) -> None:
     if stored.exists():
         if not resume:
             raise ConfigError(f"{directory}: holds a run already; go on with --resume, or choose another --out")
-        check_same(yaml.safe_load(stored.read_text(encoding="utf-8")), config, str(stored))
+        check_same(load_yaml(stored), config, str(stored))
     directory.mkdir(parents=True, exist_ok=True)
     write_text(stored, yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
 
