@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from mmalign.batch import Batch, Embeddings, Tokens, Values
+from mmalign.checks import at_least
 from mmalign.data.config import Reading
 from mmalign.encoders.base import Encoder
 from mmalign.encoders.text_causal import CausalLanguageModel
@@ -158,9 +159,9 @@ class Aligner(nn.Module):
         fusion: joins the projected vectors into "fused"; None for none.
 
     Raises:
-        ValueError: a modality is called "fused", or has a dot in its name; `dim` is no multiple of `projection_heads`;
-            `least_squares` names no two modalities, is the only head, or a head's part of `dim` is not the width of the
-            target's tower.
+        ValueError: a size makes no sense; a modality is called "fused", or has a dot in its name; `dim` is no multiple
+            of `projection_heads`; `least_squares` names no two modalities, is the only head, or a head's part of `dim`
+            is not the width of the target's tower.
     """
 
     def __init__(
@@ -175,6 +176,8 @@ class Aligner(nn.Module):
         fusion: Fusion | None = None,
     ) -> None:
         super().__init__()
+        at_least(1, dim=dim, projection_heads=projection_heads)
+        at_least(0, projection_hidden=projection_hidden, length_buckets=length_buckets)
         for name in encoders:
             if name == FUSED or "." in name:
                 raise ValueError(f"model.encoders: {name!r} cannot be a modality's name")

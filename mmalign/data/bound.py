@@ -5,9 +5,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from mmalign.data.config import ShardData, suggestion
+from mmalign.data.decode import EXTENSIONS, decode
 from mmalign.data.faults import Fault, Limits, SampleError
 from mmalign.data.order import keyed_hash
-from mmalign.data.sample import DEFAULT_MEMBERS, RawSample, SampleInfo
+from mmalign.data.sample import DEFAULT_MEMBERS, RawSample, SampleInfo, Variant
 from mmalign.data.select import variants_in
 from mmalign.data.shardset import ShardSet
 from mmalign.encoders.base import Preprocess
@@ -16,32 +17,61 @@ _LOOKED_AT = 10_000
 """Samples of a larger split in which a member is looked for, spread over it evenly."""
 
 
-def check_members(data: ShardData) -> None:
+_DECODED = 100
+"""Samples that may fail to decode, one after another, before all are given up."""
+
+
+def check_members(data: ShardData, limits: Limits = Limits()) -> None:  # noqa: B008 (frozen)
     """Every pattern must stand for something: a run on a misspelt one would train, and learn nothing from it.
 
-    Reads samples until each pattern has been met: mostly one.
+    Reads samples until each pattern has been met by a member that can be decoded: mostly one.
 
     Raises:
         FileNotFoundError: no such directory, or it has no index.
-        ValueError: no such split, or a pattern that no sample answers to; names what the first sample holds.
+        ValueError: no such split, or a pattern that no sample answers to, or whose members cannot be used; names what
+            the first sample holds, or why the last one is refused.
     """
-    limits = Limits()
     samples = ShardSet.open(data.shards, data.split, limits)
     count = len(samples) if data.limit is None else min(data.limit, len(samples))
     looked_at = min(count, _LOOKED_AT)
     missing, held = dict(data.modalities or {}), ""
+    refused: dict[str, list[SampleError]] = {name: [] for name in missing}
     for i in range(looked_at):
         if not missing:
             return
         try:
             sample = samples.read(i * count // looked_at)
-            missing = {name: given for name, given in missing.items() if not variants_in(sample, given, limits)}
+            found = {name: variants_in(sample, given, limits) for name, given in missing.items()}
         except SampleError:
             continue
+        for name, variants in found.items():
+            try:
+                for variant in variants:
+                    _decode(variant, limits)
+                    missing.pop(name, None)
+            except SampleError as error:
+                refused[name].append(error)
+        if any(len(refused[name]) >= _DECODED for name in missing):
+            break
         held = held or f"{sample.key} holds {', '.join(sorted(sample.members))}"
+    for name in missing:
+        if refused[name]:
+            last = refused[name][-1]
+            where = " (see limits)" if "the limit is" in str(last) else ""
+            raise ValueError(
+                f"modalities.{name}: of {len(refused[name])} samples of {data.shards} none can be used: {last}{where}"
+            )
     for name, given in missing.items():
         if held:
             raise ValueError(f"modalities.{name}: {given!r} is in none of {looked_at} samples of {data.shards}; {held}")
+
+
+def _decode(variant: Variant, limits: Limits) -> None:
+    extension = variant.name.rpartition(".")[2].lower()
+    kind = "text" if variant.name.startswith("captions[") else None
+    kind = kind or next((kind for kind, known in EXTENSIONS.items() if extension in known), None)
+    if kind is not None:
+        decode(kind, variant.name, variant.data, limits)
 
 
 @dataclass(frozen=True)

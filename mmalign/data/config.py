@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from mmalign.checks import at_least, positive
 from mmalign.data.faults import Limits
 
 # One letter before the colon would be a drive; longer ones are schemes: pipe:, file:, gs:, https:, hf: …
@@ -37,12 +38,10 @@ class ShardData:
 
     def __post_init__(self) -> None:
         refuse_url(self.shards)
-        if not 0 <= self.weight < float("inf"):
-            raise ValueError(f"{self.shards}: weight is {self.weight}, must be a finite number of at least 0")
-        if self.limit is not None and self.limit < 1:
-            raise ValueError(f"{self.shards}: limit is {self.limit}, must be at least 1")
+        positive(weight=self.weight)
+        at_least(1, limit=self.limit)
         if self.modalities is not None and not self.modalities:
-            raise ValueError(f"{self.shards}: modalities is empty")
+            raise ValueError(f"modalities: is empty, for {self.shards}")
 
 
 def refuse_url(path: str | Path) -> None:

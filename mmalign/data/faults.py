@@ -9,6 +9,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from mmalign.checks import positive
+
 
 @dataclass(frozen=True)
 class Limits:
@@ -31,6 +33,9 @@ class Limits:
     max_audio_seconds: float = 600.0
     max_audio_values: int = 2**26
     max_array_values: int = 2**26
+
+    def __post_init__(self) -> None:
+        positive(**asdict(self))
 
 
 @dataclass(frozen=True)

@@ -5,9 +5,10 @@ from jaxtyping import Bool
 from torch import Tensor, nn
 
 from mmalign.batch import Tokens
+from mmalign.checks import at_least, positive
 from mmalign.encoders.audio import AudioEncoder
 from mmalign.encoders.mel import MelSettings
-from mmalign.encoders.transformer import Transformer
+from mmalign.encoders.transformer import Transformer, check_sizes
 
 
 class AudioTransformer(AudioEncoder):
@@ -37,6 +38,9 @@ class AudioTransformer(AudioEncoder):
         max_seconds: float = 30.0,
         gain_db: float = 0.0,
     ) -> None:
+        check_sizes(width, depth, heads, mlp_ratio)
+        at_least(1, patch_frames=patch_frames)
+        positive(max_seconds=max_seconds)
         super().__init__(mel, max_seconds, gain_db, width, mel.hertz / patch_frames)
         self.patch_frames = patch_frames
         self.patch = nn.Linear(patch_frames * mel.bins, width)

@@ -10,6 +10,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from mmalign.checks import at_least, positive
+
 Scale = Literal["slaney", "htk"]
 Area = Literal["hertz", "sum", "peak"]
 Sides = Literal["hertz", "mel"]
@@ -102,6 +104,10 @@ class MelSettings:
     area: Area = "hertz"
     sides: Sides = "hertz"
     periodic: bool = True
+
+    def __post_init__(self) -> None:
+        at_least(1, sample_rate_hz=self.sample_rate_hz, window=self.window, hop=self.hop, bins=self.bins)
+        positive(power=self.power, log_offset=self.log_offset, std=self.std)
 
     @property
     def silence(self) -> float:

@@ -6,10 +6,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from mmalign.batch import Tokens
+from mmalign.checks import at_least
 from mmalign.encoders.base import Axis
 from mmalign.encoders.text_bytes import END, VOCABULARY, BytePreprocess, to_front
 from mmalign.encoders.text_causal import CausalLanguageModel, pool_last
-from mmalign.encoders.transformer import Transformer
+from mmalign.encoders.transformer import Transformer, check_sizes
 
 NOTHING = VOCABULARY  # before the first byte and behind the last one
 
@@ -51,6 +52,9 @@ class TextBytePatches(CausalLanguageModel):
         language_first: bool = False,
         pooler_depth: int = 0,
     ) -> None:
+        check_sizes(width, depth, heads, mlp_ratio)
+        at_least(1, patch_bytes=patch_bytes, context_bytes=context_bytes)
+        at_least(0, pooler_depth=pooler_depth)
         super().__init__(preprocess=BytePreprocess(max_length), width=width, axis=Axis("tokens"))
         self.end_id, self.patch_bytes, self.context_bytes = END, patch_bytes, context_bytes
         self.embedding = nn.Embedding(context_bytes * (VOCABULARY + 1), width)  # one table after another

@@ -7,9 +7,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from mmalign.batch import Tokens
+from mmalign.checks import at_least
 from mmalign.encoders.base import Axis
 from mmalign.encoders.text_causal import CausalLanguageModel, CausalTextPreprocess, pool_last
-from mmalign.encoders.transformer import Transformer
+from mmalign.encoders.transformer import Transformer, check_sizes
 
 START, END, VOCABULARY = 256, 257, 258
 
@@ -17,6 +18,9 @@ START, END, VOCABULARY = 256, 257, 258
 @dataclass(frozen=True)
 class BytePreprocess(CausalTextPreprocess):
     """UTF-8 bytes between a start and an end token; a text too long loses its end, never its end token."""
+
+    def __post_init__(self) -> None:
+        at_least(3, max_length=self.max_length)  # a byte between the special tokens
 
     def encode(self, text: str) -> list[int]:
         return [START, *text.encode("utf-8")[: self.max_length - 2], END]
@@ -59,6 +63,7 @@ class TextBytes(CausalLanguageModel):
         mlp_ratio: float = 4.0,
         dropout: float = 0.0,
     ) -> None:
+        check_sizes(width, depth, heads, mlp_ratio)
         super().__init__(preprocess=BytePreprocess(max_length), width=width, axis=Axis("tokens"))
         self.end_id = END
         self.embedding = nn.Embedding(VOCABULARY, width)

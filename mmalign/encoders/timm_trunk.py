@@ -45,7 +45,10 @@ class TimmTrunk(nn.Module):
         config = get_pretrained_cfg(model)
         if config is not None and config.fixed_input_size:
             arguments.setdefault("img_size", size)  # such models make their position embeddings for one size
-        self.model = timm.create_model(model, **arguments)
+        try:
+            self.model = timm.create_model(model, **arguments)
+        except TypeError as error:  # an argument that the model does not have
+            raise ValueError(f"options: {list(options or {})} do not all fit {model}: {error}") from None
         self.config: dict[str, Any] = dict(self.model.pretrained_cfg)
         if weights is not None:
             self._load(model, weights, channels, options or {})

@@ -5,6 +5,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional
 
+from mmalign.checks import at_least, positive
+
 
 def attendable(mask: Bool[Tensor, "batch length"]) -> Bool[Tensor, "batch length"]:
     """The mask, but with the first position of rows that have none: attention over nothing is NaN."""
@@ -27,6 +29,12 @@ def rotate(
     cos, sin = turn.to(x.dtype)
     first, second = x.chunk(2, -1)
     return torch.cat([first * cos - second * sin, second * cos + first * sin], -1)
+
+
+def check_sizes(width: int, depth: int, heads: int, mlp_ratio: float) -> None:
+    """Raise a ValueError that names the size of a transformer that makes no sense."""
+    at_least(1, width=width, depth=depth, heads=heads)
+    positive(mlp_ratio=mlp_ratio)
 
 
 class Block(nn.Module):
@@ -78,6 +86,7 @@ class Transformer(nn.Module):
         rotary: bool = True,
     ) -> None:
         super().__init__()
+        check_sizes(width, depth, heads, mlp_ratio)
         self.causal, self.rotary = causal, rotary
         self.blocks = nn.ModuleList(Block(width, heads, mlp_ratio, dropout) for _ in range(depth))
         self.norm = nn.LayerNorm(width)

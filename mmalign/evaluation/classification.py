@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from mmalign.checks import at_least
 from mmalign.data.config import ShardData
 from mmalign.data.faults import SampleError
 from mmalign.data.shardset import ShardSet
@@ -57,6 +58,7 @@ class ZeroShotClassification(Evaluator):
         dataset: str | None = None,
         batch_size: int = 64,
     ) -> None:
+        at_least(1, batch_size=batch_size)
         self.templates = ["a picture of a {}", "{}"] if templates is None else templates
         for template in self.templates:
             if "{}" not in template:

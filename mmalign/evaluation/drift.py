@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from mmalign.checks import at_least
 from mmalign.data.config import ShardData
 from mmalign.evaluation import similarity
 from mmalign.evaluation.base import Evaluator, Moment
@@ -108,6 +109,7 @@ class TranslationRetrieval(Evaluator):
         min_items: int = 20,
         batch_size: int = 64,
     ) -> None:
+        at_least(1, batch_size=batch_size)
         self.data = data
         self.modality = modality
         self.pivot = pivot

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from mmalign.checks import at_least
 from mmalign.data.config import ShardData
 from mmalign.evaluation.base import Evaluator, Moment
 from mmalign.evaluation.embed import Embedded, bound_modalities, embed_modality
@@ -50,6 +51,7 @@ class LinearMap(Evaluator):
         dataset: str | None = None,
         batch_size: int = 64,
     ) -> None:
+        at_least(1, batch_size=batch_size)
         self.ridges = list(RIDGES) if ridges is None else ridges
         if not train or not self.ridges or min(self.ridges) <= 0 or folds < 2:
             raise ValueError("LinearMap: train and ridges must not be empty, ridges above 0, folds at least 2")

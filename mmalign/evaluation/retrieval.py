@@ -7,6 +7,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mmalign.checks import at_least
 from mmalign.data.config import ShardData
 from mmalign.evaluation.base import Evaluator, Moment
 from mmalign.evaluation.diagnostics import modality_gap_plot
@@ -69,6 +70,8 @@ class Retrieval(Evaluator):
         workers: int | None = None,
         examples_per_direction: int = 6,
     ) -> None:
+        at_least(1, batch_size=batch_size, gallery=gallery)
+        at_least(0, workers=workers)
         for direction in [*(directions or []), *([main_direction] if main_direction else [])]:
             if direction.count("->") != 1 or not all(direction.split("->")):
                 raise ValueError(f'{direction!r} is no direction; write it as "image->text"')

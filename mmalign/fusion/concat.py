@@ -4,6 +4,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from mmalign.checks import at_least
 from mmalign.fusion.base import Fusion, presence
 
 
@@ -19,6 +20,7 @@ class ConcatMLP(Fusion):
 
     def __init__(self, hidden: int = 512, dropout: float = 0.0) -> None:
         super().__init__()
+        at_least(1, hidden=hidden)
         self.hidden, self.dropout = hidden, dropout
 
     def build(self, modalities: list[str], dim: int) -> None:

@@ -4,6 +4,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from mmalign.checks import at_least
 from mmalign.encoders.transformer import Transformer
 from mmalign.fusion.base import Fusion, presence
 
@@ -19,6 +20,7 @@ class TransformerFusion(Fusion):
 
     def __init__(self, depth: int = 2, heads: int = 4, mlp_ratio: float = 2.0, dropout: float = 0.0) -> None:
         super().__init__()
+        at_least(1, depth=depth, heads=heads)
         self.depth, self.heads, self.mlp_ratio, self.dropout = depth, heads, mlp_ratio, dropout
 
     def build(self, modalities: list[str], dim: int) -> None:

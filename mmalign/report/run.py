@@ -32,6 +32,7 @@ from typing import Any
 
 from mmalign.evaluation.table import Row, read_rows
 from mmalign.report.examples import Example, read_examples
+from mmalign.training.yaml_config import load_yaml
 
 
 def finite(value: Any) -> bool:
@@ -82,11 +83,8 @@ class Run:
 
     @cached_property
     def config(self) -> dict[str, Any]:
-        import yaml
-
         path = self.directory / "config.yaml"
-        loaded = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else None
-        return loaded if isinstance(loaded, dict) else {}
+        return load_yaml(path) if path.is_file() else {}
 
     @cached_property
     def info(self) -> dict[str, Any]:

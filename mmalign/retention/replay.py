@@ -72,10 +72,12 @@ class Replay(Retention):
         Raises:
             ValueError: shares or capacities make no sense.
         """
-        total = share + (0.0 if text is None else text_share)
-        if not 0 < share < 1 or not total < 1:
+        if not 0 < share < 1:
+            raise ValueError(f"share: is {share}, must be above 0 and below 1")
+        if text is not None and not 0 < text_share < 1 - share:
             raise ValueError(
-                f"Replay: share {share} and text_share {text_share} leave nothing of the batch for new samples"
+                f"text_share: is {text_share}, must be above 0 and below {1 - share:g}: with the share of {share} "
+                "something of the batch must be left for new samples"
             )
         self.share = share
         self.negatives = negatives

@@ -7,12 +7,13 @@ misspelt one should be named with its whole path and the name that was probably 
 import copy
 import importlib
 import inspect
+import re
 import types
 from collections.abc import Iterator
 from dataclasses import is_dataclass
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
-from mmalign.training.experiment import Experiment, Stage
+from mmalign.training.experiment import Experiment, check_run
 from mmalign.training.trust import refuse_class, refuse_classes, refuse_text, refuse_untrusted
 from mmalign.training.yaml_config import ConfigError, meant
 
@@ -34,11 +35,13 @@ def check_config(config: dict[str, Any]) -> dict[str, Any]:
                 raise ConfigError(f"{path}: {value!r} is not a valid {expected}") from None
         raise ConfigError(str(error)) from None
     checked = _plain(parsed.clone().as_dict())
-    for name, stage in checked["stages"].items():
-        try:
-            build_part(stage, Stage)
-        except ValueError as error:
-            raise ConfigError(f"stages.{name}: {error}") from None
+    try:
+        check_run(checked["name"], checked["seed"], checked["max_fault_share"])
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+    for key, item, hint in _parts(checked, Experiment, ""):
+        if is_dataclass(hint):
+            _try_part(key, item, hint)
     return checked
 
 
@@ -58,9 +61,38 @@ def build_experiment(config: dict[str, Any]) -> Experiment:
     """Objects from a configuration that `check_config` returned. Weights are loaded here.
 
     Raises:
-        ValueError: a constructor, or the experiment as a whole, refuses its values.
+        ValueError: a constructor, or the experiment as a whole, refuses its values; names the key.
     """
-    return Experiment(**vars(_instantiate(_parser(), config)))
+    try:
+        parts = _instantiate(_parser(), config)
+    except ValueError:
+        for key, item, hint in _parts(config, Experiment, ""):
+            _try_part(key, item, hint)
+        raise
+    return Experiment(**vars(parts))
+
+
+def _parts(value: Any, hint: Any, path: str) -> Iterator[tuple[str, Any, Any]]:
+    """Path, value and type hint of all that a class is built from, inner ones before those that hold them."""
+    for item, item_hint, item_path in _children(value, hint, path, False, raising=False) or []:
+        yield from _parts(item, item_hint, item_path)
+        for option in _options(item_hint):
+            if isinstance(item, dict) and _is_owner(option) and ("class_path" in item or is_dataclass(option)):
+                yield item_path, item, option
+
+
+def _try_part(path: str, part: dict[str, Any], hint: Any) -> None:
+    """Build one part; raise a ConfigError with the whole key where its constructor refuses a value."""
+    try:
+        build_part(part, hint)
+    except ValueError as error:
+        message, owner, below = str(error), hint, path
+        if "class_path" in part:
+            owner, below = class_of(part["class_path"]), f"{path}.init_args"
+        if message.startswith((f"{path}.", f"{path}:")):
+            raise ConfigError(message) from None
+        named = re.split(r"\W", message, maxsplit=1)[0] in _parameters(owner)
+        raise ConfigError(f"{below}.{message}" if named else f"{path}: {message}") from None
 
 
 def build_part(part: Any, hint: Any) -> Any:
@@ -152,13 +184,12 @@ def _children(value: Any, hint: Any, path: str, trusted_only: bool, raising: boo
     if not isinstance(value, dict):
         return None
     here = f"{path}." if path else ""
-    options = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
-    for option in options:
+    for option in _options(hint):
         if get_origin(option) is dict:
             if trusted_only:
                 refuse_class(value, path)
             return [(item, get_args(option)[1], f"{here}{key}") for key, item in value.items()]
-        if inspect.isclass(option) and option not in (Any, dict, type(None), str, int, float, bool, list):
+        if _is_owner(option):
             owner, given, where = option, value, here
             if "class_path" in value:
                 for key in value:
@@ -179,6 +210,15 @@ def _children(value: Any, hint: Any, path: str, trusted_only: bool, raising: boo
                     raise ConfigError(f"{where}{name}: is missing")
             return [(item, parameters[key][0], f"{where}{key}") for key, item in given.items()]
     return None
+
+
+def _options(hint: Any) -> tuple[Any, ...]:
+    return get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+
+
+def _is_owner(hint: Any) -> bool:
+    """Whether it is a class whose constructor says what may be below."""
+    return inspect.isclass(hint) and hint not in (Any, dict, type(None), str, int, float, bool, list)
 
 
 def _fits(value: Any, hint: Any) -> bool:

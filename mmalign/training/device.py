@@ -5,6 +5,7 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.fabric.plugins.environments import TorchElasticEnvironment
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from mmalign.training.experiment import Runtime
@@ -19,6 +20,21 @@ def trainer_settings(runtime: Runtime) -> dict[str, Any]:
         "num_nodes": runtime.num_nodes,
         "strategy": "ddp_find_unused_parameters_true" if distributed else "auto",
     }
+
+
+def check_runtime(runtime: Runtime) -> None:
+    """The machine has the devices, and a launcher, if there is one, started as many processes.
+
+    Raises:
+        ValueError: names the key.
+    """
+    processes = runtime.devices * runtime.num_nodes
+    if TorchElasticEnvironment.detect() and TorchElasticEnvironment().world_size() != processes:
+        raise ValueError(
+            f"runtime.devices: {runtime.devices}, on runtime.num_nodes {runtime.num_nodes}, make {processes} "
+            f"processes, but torchrun has started {TorchElasticEnvironment().world_size()}"
+        )
+    root_device(runtime)
 
 
 def root_device(runtime: Runtime) -> torch.device:

@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal
 
+from mmalign.checks import at_least, positive, share
 from mmalign.data.config import ShardData
 from mmalign.data.faults import Limits
 from mmalign.data.sources.base import Source
@@ -54,6 +55,10 @@ class Stage:
             raise ValueError("a stage needs at least one step, and a batch_size of at least 2")
         if not self.data:
             raise ValueError("data is empty")
+        for name, weight in self.losses.items():
+            positive(**{f"losses.{name}": weight})
+        for name, weight in (self.retention or {}).items():
+            at_least(0, **{f"retention.{name}": weight})
         self.optimization.check(self.total_steps)
 
     @property
@@ -106,8 +111,23 @@ class Runtime:
     progress_bar: bool = True
     price_per_hour: float = 0.0
 
+    def __post_init__(self) -> None:
+        at_least(1, devices=self.devices, num_nodes=self.num_nodes, threads=self.threads, chunk_size=self.chunk_size)
+        at_least(1, checkpoint_every_steps=self.checkpoint_every_steps, keep_checkpoints=self.keep_checkpoints)
+        at_least(1, log_every_steps=self.log_every_steps)
+        at_least(0, workers=self.workers, checkpoint_every_minutes=self.checkpoint_every_minutes)
+        at_least(0, price_per_hour=self.price_per_hour)
+
     def rows_per_process(self, batch_size: int) -> int:
         return batch_size // max(1, self.devices * self.num_nodes)
+
+
+def check_run(name: str, seed: int, max_fault_share: float) -> None:
+    """Raise a ValueError for a value of the experiment itself that makes no sense, before its folder is made."""
+    if not name.strip():
+        raise ValueError("name: is empty")
+    at_least(0, seed=seed)
+    share(max_fault_share=max_fault_share)
 
 
 @dataclass
@@ -154,6 +174,7 @@ class Experiment:
     max_fault_share: float = 0.05
 
     def __post_init__(self) -> None:
+        check_run(self.name, self.seed, self.max_fault_share)
         if "start" in self.stages or not self.stages:
             raise ValueError("stages: there must be at least one, and none may be called 'start'")
         for name, method in self.retention.items():
@@ -190,20 +211,21 @@ class Experiment:
                 self._check_stage(stage, list(self.stages.values())[:position])
             except ValueError as error:
                 raise ValueError(f"stages.{stage_name}.{error}") from None
-            self._check_chunks(stage_name, stage)
+            self._check_trained(stage_name, stage)
 
-    def _check_chunks(self, name: str, stage: Stage) -> None:
+    def _check_trained(self, name: str, stage: Stage) -> None:
         """What else would be found when the stage begins. What Frozen leaves to train is known only then."""
         rows = self.runtime.rows_per_process(stage.batch_size)
         methods = self.retention if stage.retention is None else stage.retention
-        if self.runtime.chunk_size is None or any(isinstance(self.retention[method], Frozen) for method in methods):
-            return
         before = [parameter.requires_grad for parameter in self.model.parameters()]
         freeze_all_but(self.model, stage.trainable)
         if not methods:  # they may bring losses of other stages along
             freeze_unreached(self.model, set().union(*(self.losses[loss].reaches() for loss in stage.losses)))
         try:
-            check_chunks(self.model, self.runtime.chunk_size, rows, name)
+            if not stage.least_squares and not any(p.requires_grad for p in self.model.parameters()):
+                raise ValueError(f"stages.{name}.trainable: {stage.trainable} leaves nothing of the model to train")
+            if not any(isinstance(self.retention[method], Frozen) for method in methods):
+                check_chunks(self.model, self.runtime.chunk_size, rows, name)
         finally:
             for parameter, trained in zip(self.model.parameters(), before, strict=True):
                 parameter.requires_grad_(trained)

@@ -10,6 +10,7 @@ from torch import nn
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 
+from mmalign.checks import at_least, positive
 from mmalign.training.trainable import check_globs
 
 
@@ -111,6 +112,12 @@ class Optimization:
     warmup_steps: int = 0
     gradient_clip: float | None = 1.0
     schedule: Literal["cosine", "constant"] = "cosine"
+
+    def __post_init__(self) -> None:
+        positive(learning_rate=self.learning_rate, eps=self.eps, gradient_clip=self.gradient_clip)
+        for name, rate in self.learning_rates.items():
+            at_least(0, **{f"learning_rates.{name}": rate})
+        at_least(0, weight_decay=self.weight_decay, warmup_steps=self.warmup_steps)
 
     def check(self, steps: int) -> None:
         """Raises: ValueError: the warm-up is longer than a training of `steps` steps."""

@@ -14,10 +14,13 @@ import torch
 from mmalign.data.bound import check_members
 from mmalign.data.card import read_card
 from mmalign.data.config import ShardData, suggestion
+from mmalign.data.faults import Limits
 from mmalign.data.shards import build
 from mmalign.data.sources.base import Source
 from mmalign.training.config import build_experiment, build_part
 from mmalign.training.curriculum import Curriculum
+from mmalign.training.device import check_runtime
+from mmalign.training.experiment import Runtime
 from mmalign.training.logging import make_loggers
 from mmalign.training.run_files import describe_run, locked, open_run, write_json
 from mmalign.training.yaml_config import ConfigError
@@ -46,6 +49,7 @@ def train(config: dict[str, Any], directory: Path, resume: bool = False) -> Path
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
     warnings.filterwarnings("ignore", message="Found .* in eval mode at the start of training")  # frozen towers are
+    check_runtime(build_part(config["runtime"], Runtime))
     rank = getattr(rank_zero_only, "rank", 0) or 0
     with locked(directory) if rank == 0 else nullcontext():
         return _train(config, directory, resume, rank)
@@ -151,6 +155,7 @@ def check_data(config: dict[str, Any]) -> None:
         ConfigError: names the key.
     """
     encoders = list(config["model"]["init_args"]["encoders"])
+    limits = build_part(config.get("limits", {}), Limits)
     for key in ("stages", "evaluation", "retention"):
         for path, given in _shard_data(config[key], key):
             try:
@@ -158,7 +163,7 @@ def check_data(config: dict[str, Any]) -> None:
                 for name in data.modalities or {}:
                     if name not in encoders:
                         raise ValueError(f"modalities: the model has no encoder {name!r}{suggestion(name, encoders)}")
-                check_members(data)
+                check_members(data, limits)
             except (ValueError, OSError) as error:
                 raise ConfigError(f"{path}: {error}") from None
 

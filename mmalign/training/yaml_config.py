@@ -2,10 +2,14 @@
 
 import copy
 import difflib
+import re
 from pathlib import Path
 from typing import Any
 
 import yaml
+
+_NAMED = re.compile(r"stages|losses|evaluation|retention|sources|stages\.[^.]+\.data|model\.init_args\.encoders")
+"""Mappings whose keys are names that the user gives."""
 
 
 class ConfigError(ValueError):
@@ -41,25 +45,33 @@ def load_yaml(file: Path) -> dict[str, Any]:
         config = yaml.safe_load(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(f"{file}: no such configuration") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{file}: not UTF-8: {error}") from None
     except yaml.YAMLError as error:
-        raise ConfigError(f"{file}: not valid YAML: {error}") from None
+        raise ConfigError(f"{file}: not valid YAML: {_one_line(error)}") from None
     if not isinstance(config, dict):
         raise ConfigError(f"{file}: a configuration is a mapping, found {type(config).__name__}")
     return config
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
 
 
 def override(config: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
     """A copy of `config` with values replaced by dotted key ("stages.one.steps").
 
     The longest existing key wins where keys hold dots themselves. A value of None under a parent that is an optional
-    mapping makes that mapping.
+    mapping makes that mapping. A key below a name that the user gave (of a stage, an encoder, …) needs that name to be
+    there; the name itself may be new.
 
     Raises:
-        ConfigError: the parent of a key does not exist.
+        ConfigError: the parent of a key is no mapping, or is an entry that does not exist.
     """
     result = copy.deepcopy(config)
     for dotted, value in overrides.items():
         node, rest = result, dotted.split(".")
+        above: list[str] = []
         while len(rest) > 1:
             heads = [i for i in range(len(rest) - 1, 0, -1) if ".".join(rest[:i]) in node]
             if heads:
@@ -68,7 +80,10 @@ def override(config: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any
                     node[head] = {}
             else:
                 head, rest = rest[0], rest[1:]
+                if _NAMED.fullmatch(".".join(above)):
+                    raise ConfigError(f"{dotted}: there is no {'.'.join([*above, head])}{meant(head, list(node))}")
                 node[head] = {}
+            above.append(head)
             node = node[head]
             if not isinstance(node, dict):
                 raise ConfigError(f"{dotted}: {head!r} is no mapping, so nothing below it can be overridden")
@@ -94,7 +109,10 @@ def parse_overrides(arguments: list[str]) -> dict[str, Any]:
             if position == len(arguments):
                 raise ConfigError(f"{argument}: the value is missing")
             text = arguments[position]
-        overrides[key] = yaml.safe_load(text)
+        try:
+            overrides[key] = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise ConfigError(f"--{key}: {text!r} is not valid YAML: {_one_line(error)}") from None
         position += 1
     return overrides
 

@@ -108,6 +108,71 @@ def test_data_of_stages_before_and_with_joint_also_of_those_to_come_may_be_neede
         build_experiment(check_config(read_config(DEBUG, changes)))
 
 
+ENCODERS = "model.init_args.encoders"
+TIMM = f"{ENCODERS}.image.init_args.options"
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "named"),
+    [
+        ("model.init_args.dim", -3, None),
+        ("model.init_args.dim", 0, None),
+        ("stages.image_text.data.scenes.weight", 0, None),
+        *[(f"runtime.{key}", 0, None) for key in ("checkpoint_every_steps", "log_every_steps", "threads", "devices")],
+        ("runtime.chunk_size", 0, None),
+        ("runtime.workers", -1, None),
+        ("runtime.keep_checkpoints", -3, None),
+        ("runtime.checkpoint_every_minutes", -1, None),
+        ("limits.max_pixels", 0, None),
+        ("evaluation.scenes.init_args.batch_size", 0, None),
+        (f"{ENCODERS}.audio.init_args.mel.bins", 0, None),
+        *[(f"{ENCODERS}.text.init_args.{key}", 0, None) for key in ("width", "max_length", "depth", "heads")],
+        (TIMM, {"embed_dmi": 3}, None),
+        *[("stages.image_text.optimization.learning_rate", rate, None) for rate in (0, -1, float("nan"))],
+        ("stages.image_text.optimization.weight_decay", -1, None),
+        ("stages.image_text.optimization.warmup_steps", -1, None),
+        *[("stages.image_text.losses", {"image_text": x}, "stages.image_text.losses.image_text") for x in (0, -1)],
+        ("stages.image_text.retention", {"memory": -5}, "stages.image_text.retention.memory"),
+        ("stages.image_text.trainable", {"*": "none"}, None),
+        ("max_fault_share", 1.5, None),
+        ("seed", -1, None),
+        ("name", "", None),
+        ("retention.memory.init_args.share", 1.5, None),
+    ],
+)
+def test_a_value_that_makes_no_sense_is_named_in_one_line(key, value, named):
+    with pytest.raises(ValueError) as error:  # noqa: PT011 - the message is compared below
+        build_experiment(check_config(read_config(DEBUG, {key: value})))
+    assert str(error.value).startswith(f"{named or key}: ")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("key", "message"),
+    [
+        ("stages.image_txt.steps", "there is no stages.image_txt; did you mean 'image_text'?"),
+        ("stages.image_text.data.scene.limit", "there is no stages.image_text.data.scene; did you mean 'scenes'?"),
+        ("evaluation.scene.init_args.gallery", "there is no evaluation.scene; did you mean 'scenes'?"),
+        ("losses.image_txt.init_args.a", "there is no losses.image_txt; did you mean 'image_text'?"),
+        (f"{ENCODERS}.txt.init_args.width", f"there is no {ENCODERS}.txt; did you mean 'text'?"),
+    ],
+)
+def test_an_override_below_a_misspelt_name_is_refused(key, message):
+    with pytest.raises(ConfigError) as error:
+        read_config(DEBUG, {key: 5})
+    assert str(error.value) == f"{key}: {message}"
+
+
+@pytest.mark.parametrize(("content", "message"), [(b"name: \xff", "not UTF-8"), (b"a: [1,\nb: }", "not valid YAML")])
+def test_a_damaged_file_is_named_in_one_line(tmp_path, content, message):
+    file = tmp_path / "config.yaml"
+    file.write_bytes(content)
+    with pytest.raises(ConfigError) as error:
+        read_config(file)
+    assert str(error.value).startswith(f"{file}: {message}")
+    assert "\n" not in str(error.value)
+
+
 CNN = {
     "model.init_args.encoders.image.init_args": {
         "model": "resnet10t",
