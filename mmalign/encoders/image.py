@@ -161,7 +161,7 @@ class ImageTimm(Encoder):
             size = 224 if config is None else config.input_size[-1]
         try:
             trunk = TimmTrunk(model, pretrained, weights, (size, size), 3, channels_last, options)
-        except TypeError as error:
+        except ValueError as error:
             raise (no_patch_dropout(model) if "patch_drop_rate" in str(error) else error) from None
         if patch_dropout:
             check_patch_dropout(trunk, model)

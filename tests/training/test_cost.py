@@ -134,7 +134,7 @@ def test_tokens_of_open_clip_are_those_before_the_padding(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     stage = Metered(monkeypatch)
-    tower = TextOpenClip(f"local-dir:{open_clip_folder(False)}")
+    tower = TextOpenClip(f"local-dir:{open_clip_folder()}")
     texts = ["a frog", "", "a small green frog"]
     ids, mask = tower.preprocess.collate([tower.preprocess.prepare(text, None) for text in texts])
     assert mask is None
