@@ -31,6 +31,13 @@ class Evaluator(ABC):
     is in eval mode and gradients are off while an evaluator runs; results depend on weights and data only.
     """
 
+    def check(self, model: "Aligner") -> None:  # noqa: B027
+        """Called before a run trains.
+
+        Raises:
+            ValueError: the main score would be NaN at any time of the run; names the setting.
+        """
+
     @abstractmethod
     def evaluate(self, model: "Aligner", moment: Moment, column: str) -> Iterator[Row]: ...
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmalign.checks import at_least
-from mmalign.data.config import ShardData
+from mmalign.data.config import ShardData, suggestion
 from mmalign.evaluation.base import Evaluator, Moment
 from mmalign.evaluation.diagnostics import modality_gap_plot
 from mmalign.evaluation.embed import Embedded, bound_modalities, embed_modality, fuse
@@ -89,6 +89,22 @@ class Retrieval(Evaluator):
         self.examples_per_direction = examples_per_direction
         self.examples: list[dict[str, Any]] = []
         self.diagnostics: dict[str, Any] = {}
+
+    def check(self, model: "Aligner") -> None:
+        bound = list(bound_modalities(model, self.data))
+        known = [*bound, *([FUSED] if model.fusion is not None else [])]
+        given = {"main_direction": [self.main_direction] if self.main_direction else []}
+        for key, directions in (given | {"directions": self.directions or []}).items():
+            for direction in directions:
+                for name in re.split(r"->|\+", re.sub(r"\[[^]]*\]", "", direction)):
+                    if name not in known:
+                        raise ValueError(
+                            f"{key}: {direction!r}: model and data have no {name!r}{suggestion(name, known)}"
+                        )
+                if "+" in direction and model.fusion is None:
+                    raise ValueError(f"{key}: {direction!r} needs a fusion, and the model has none")
+        if len(bound) < 2 and not self.directions and not self.main_direction:
+            raise ValueError(f"data.modalities: retrieval needs two modalities, there are {bound}")
 
     def evaluate(self, model: "Aligner", moment: Moment, column: str) -> Iterator[Row]:
         names = list(bound_modalities(model, self.data))

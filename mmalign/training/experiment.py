@@ -189,6 +189,11 @@ class Experiment:
                     raise ValueError(f"losses.{name}: the model has no {modality!r}; there are {', '.join(vectors)}")
         if any(stage.least_squares for stage in self.stages.values()) != (self.model.least_squares is not None):
             raise ValueError("model.least_squares and a stage's least_squares, on which it is fitted, need each other")
+        for name, evaluator in self.evaluation.items():
+            try:
+                evaluator.check(self.model)
+            except ValueError as error:
+                raise ValueError(f"evaluation.{name}.{error}") from None
         for position, (stage_name, stage) in enumerate(self.stages.items()):
             if not stage.losses:
                 raise ValueError(f"stages.{stage_name}.losses is empty")

@@ -90,6 +90,14 @@ def test_a_least_squares_head_needs_pairs_to_be_fitted_on(model, stages, message
             "stages.image_text.losses: 'audio_text' needs samples with audio and text, but scenes has image, text",
         ),
         (
+            {"evaluation.scenes.init_args.main_direction": "imag->text"},
+            "evaluation.scenes.main_direction: 'imag->text': model and data have no 'imag'; did you mean 'image'?",
+        ),
+        (
+            {"evaluation.scenes.init_args.directions": ["image->text", "image+adio->text"]},
+            "evaluation.scenes.directions: 'image+adio->text': model and data have no 'adio'; did you mean 'audio'?",
+        ),
+        (
             {"model.init_args.encoders.image.init_args.model": "vit_tny_patch16_224"},
             "did you mean vit_tiny_patch16_224",
         ),

@@ -250,3 +250,8 @@ def test_a_modality_is_added_to_a_model_that_exists(two_modalities, origin, caps
     taken = [name for name in two_modalities if not exported or name.startswith("model.")]
     assert [name for name in taken if not torch.equal(two_modalities[name], start["state_dict"][name])] == []
     assert any(name.startswith("model.encoders.notes.") for name in start["state_dict"])
+
+
+def test_a_run_without_columns_has_a_report():
+    report = train(small(stage(steps=1), evaluation={}), Path("no-columns"))
+    assert report.exists()
