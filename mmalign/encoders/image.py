@@ -162,7 +162,7 @@ class ImageTimm(Encoder):
         try:
             trunk = TimmTrunk(model, pretrained, weights, (size, size), 3, channels_last, options)
         except ValueError as error:
-            raise (no_patch_dropout(model) if "patch_drop_rate" in str(error) else error) from None
+            raise (no_patch_dropout(model) if "argument 'patch_drop_rate'" in str(error) else error) from None
         if patch_dropout:
             check_patch_dropout(trunk, model)
         stated = trunk.config

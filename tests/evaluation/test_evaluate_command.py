@@ -43,7 +43,7 @@ def test_rows_and_table(shards, tmp_path, capsys, monkeypatch):
         (["--modalities", "a"], "--modalities a: write it as NAME=PATTERN"),
         ([], "retrieval needs two modalities; of a (npy), b (npy), the split 'test' has none ("),
         (["--device", "tpu"], "--device 'tpu' is none of auto"),
-        (["--gallery", "0"], "limit is 0, must be at least 1"),
+        (["--gallery", "0"], "limit: is 0, must be at least 1"),
     ],
 )
 def test_too_little_is_told_before_anything_is_embedded(shards, capsys, monkeypatch, arguments, error):
