@@ -37,7 +37,8 @@ class PairWatch:
         self.batches += 1
         new, idle = _new_and_idle(losses, embeddings)
         counts = {"new": new.sum(), "idle": idle.sum()}
-        for name, loss in losses.items():
+        contrastive = {name: loss for name, loss in losses.items() if len(set(cast(Loss, loss).pair)) == 2}
+        for name, loss in contrastive.items():
             counts[f"loss {name!r}"] = cast(Loss, loss).anchor_count(embeddings)
             if separate_replay and embeddings.replayed is not None:
                 replayed = restrict(embeddings, embeddings.replayed)
