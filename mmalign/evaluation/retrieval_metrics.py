@@ -20,6 +20,9 @@ TIE_TOLERANCE = 1e-6
 CUTOFF = 10
 """Average precision looks at this many places."""
 
+_GROUPED = 16
+"""Scores of a row that are looked at together, through their maximum."""
+
 _STRIP = 128
 """Queries at a time where only the relevant items of a few groups matter."""
 
@@ -102,16 +105,19 @@ def _rank_block(
     lowest = bar.gather(1, n_relevant.clamp(1, CUTOFF).unsqueeze(1) - 1).squeeze(1)
     width = min(tile, max(1, -(-len(columns) // 128)) * 128)
     scores = rows.new_empty(len(rows), width)
-    reached = torch.empty(len(rows), width, dtype=torch.bool, device=rows.device)
+    compared = torch.empty(len(rows), width, dtype=torch.bool, device=rows.device)
+    crowded = False  # in most rows of the last tile a score reached the bar: then it pays to compare all at once
     for left in range(0, len(columns), width):
         right = min(left + width, len(columns))
         torch.mm(rows, columns[left:right].T, out=scores[:, : right - left])
         scores[:, right - left :] = -torch.inf
         _hide_relevant(scores, first - left, stop - left)
-        torch.ge(scores, bar[:, :1], out=reached)
-        before += _count(reached)
+        maxima = None if crowded else _maxima(scores)
+        reached = _reached(scores, maxima, bar[:, 0], compared)
+        before += reached
+        crowded = 2 * int(reached.count_nonzero()) > len(rows)
         if bool((open_rows := several & (before < CUTOFF)).any()):
-            _merge_top(scores, top, open_rows, lowest)
+            _merge_top(scores, _maxima(scores) if maxima is None else maxima, top, open_rows, lowest)
     missing = n_relevant == 0
     places = torch.arange(1, CUTOFF + 1, device=rows.device)
     others = (top.unsqueeze(1) >= bar.unsqueeze(2)).sum(2)
@@ -127,11 +133,14 @@ def _relevant_scores(rows: Tensor, columns: Tensor, first: Tensor, stop: Tensor,
     for strip in range(0, len(rows), _STRIP):
         part = slice(strip, strip + _STRIP)
         begin, end = int(first[part].min()), int(stop[part].max())
+        most = int((stop[part] - first[part]).max())
         for left in range(begin, end, tile):
             right = min(left + tile, end)
             scores = rows[part] @ columns[left:right].T
-            scores.masked_fill_(~_within(first[part] - left, stop[part] - left, 0, right - left), -torch.inf)
-            best[part] = torch.cat([best[part], scores], 1).topk(CUTOFF, 1).values
+            column = first[part].unsqueeze(1) - left + torch.arange(most, device=rows.device)
+            outside = (column < 0) | (column >= torch.clamp(stop[part] - left, max=right - left).unsqueeze(1))
+            found = scores.gather(1, column.clamp(0, right - left - 1)).masked_fill_(outside, -torch.inf)
+            best[part] = torch.cat([best[part], found], 1).topk(CUTOFF, 1).values
     return best
 
 
@@ -150,6 +159,28 @@ def _within(first: Tensor, stop: Tensor, left: int, right: int) -> Tensor:
     return (column >= first.unsqueeze(1)) & (column < stop.unsqueeze(1))
 
 
+def _maxima(scores: Tensor) -> Tensor:
+    """[rows, columns / 16]: the largest scores of interleaved groups of 16 columns."""
+    return scores.view(len(scores), _GROUPED, -1).amax(1)
+
+
+def _reached(scores: Tensor, maxima: Tensor | None, bar: Tensor, compared: Tensor) -> Tensor:
+    """How many scores of each row reach its bar: in most tiles of a good model none, as the maxima tell at once.
+
+    Args:
+        maxima: of the scores; None compares all.
+        compared: memory for that.
+    """
+    if maxima is not None:
+        rows = (maxima.amax(1) >= bar).nonzero().squeeze(1)
+        none = torch.zeros(len(scores), dtype=torch.long, device=scores.device)
+        if not len(rows):
+            return none
+        if 2 * len(rows) <= len(scores):
+            return none.index_copy_(0, rows, _count(scores[rows] >= bar[rows].unsqueeze(1)))
+    return _count(torch.ge(scores, bar.unsqueeze(1), out=compared))
+
+
 def _count(mask: Tensor) -> Tensor:
     """Number of True per row [rows, a multiple of 128]; a plain sum of bools takes longer than the matrix product.
 
@@ -159,22 +190,21 @@ def _count(mask: Tensor) -> Tensor:
     return words.view(torch.uint8).sum(-1)
 
 
-def _merge_top(scores: Tensor, top: Tensor, wanted: Tensor, lowest: Tensor) -> None:
+def _merge_top(scores: Tensor, maxima: Tensor, top: Tensor, wanted: Tensor, lowest: Tensor) -> None:
     """Update `top`, the ten largest scores of the wanted rows, in place; scores below `lowest` do not matter.
 
     The ten largest lie in the ten interleaved groups of columns with the largest maxima: only these are looked at.
     """
-    groups = scores.view(len(scores), 16, -1)
-    maxima = groups.amax(1)
+    groups = scores.view(len(scores), _GROUPED, -1)
     wanted = wanted & (maxima.amax(1) >= torch.maximum(lowest, top.amin(1)))
     places = min(CUTOFF, maxima.shape[1])
     if 2 * int(wanted.sum()) > len(scores):  # most rows: a gather over all of them is cheaper than indexing some
         chosen = maxima.topk(places, 1, sorted=False).indices
-        found = groups.gather(2, chosen.unsqueeze(1).expand(-1, 16, -1)).flatten(1)
+        found = groups.gather(2, chosen.unsqueeze(1).expand(-1, _GROUPED, -1)).flatten(1)
         top.copy_(torch.cat([top, found], 1).topk(CUTOFF, 1, sorted=False).values)
         return
     rows = wanted.nonzero()
     chosen = maxima[rows[:, 0]].topk(places, 1, sorted=False).indices
-    member = torch.arange(16, device=scores.device).view(1, 16, 1)
+    member = torch.arange(_GROUPED, device=scores.device).view(1, _GROUPED, 1)
     found = groups[rows.unsqueeze(2), member, chosen.unsqueeze(1)].flatten(1)
     top[rows[:, 0]] = torch.cat([top[rows[:, 0]], found], 1).topk(CUTOFF, 1, sorted=False).values
