@@ -109,9 +109,14 @@ class Heads(nn.ModuleList):
         return torch.cat([F.normalize(head(pooled), dim=-1) for head in self], dim=-1)
 
 
+def batch_norms(module: nn.Module) -> list[nn.Module]:
+    """The parts that make, in training mode, a row's output depend on the whole batch."""
+    return [part for part in module.modules() if isinstance(part, _BatchNorm)]
+
+
 def mixes_rows(module: nn.Module) -> bool:
-    """Whether it holds batch normalisation in training mode, which makes a row's output depend on the whole batch."""
-    return any(isinstance(part, _BatchNorm) and part.training for part in module.modules())
+    """Whether a row's output depends on the whole batch, as it stands now."""
+    return any(norm.training for norm in batch_norms(module))
 
 
 def bucketed(

@@ -93,10 +93,11 @@ class FrozenPrefix:
         """
         if self.capacity_bytes == 0 or not (self._without_gradients or torch.is_grad_enabled()):
             return forward(values, attended)
-        frozen = _leading_frozen(tower.layers())
+        layers = tower.layers()
+        frozen = _leading_frozen(layers)
         if frozen < 2:  # no block
             return forward(values, attended)
-        return self._run(forward, tower.layers(), base, frozen, values, attended)
+        return self._run(forward, layers, base, frozen, values, attended)
 
     @torch.compiler.disable(reason="what is remembered differs from call to call: each would be compiled anew")
     def _run(

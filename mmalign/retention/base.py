@@ -60,6 +60,10 @@ class StagePlan:
         past = [*self.initial_pairs, *(pair for stage in self.past for pair in stage.pairs.values())]
         return sorted({(min(pair), max(pair)) for pair in past})
 
+    def past_modalities(self) -> list[str]:
+        """Those of the past pairs, sorted."""
+        return sorted({modality for pair in self.past_pairs() for modality in pair})
+
     def clone(self) -> "StagePlan":
         """An independent copy, so that a change by a method does not reach the configuration."""
         return copy.deepcopy(self)

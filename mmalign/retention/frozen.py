@@ -41,7 +41,7 @@ class Frozen(Retention):
         for glob in [*self.components, *self.after_first]:
             if not any(fnmatchcase(name, glob) for name in names):
                 raise ValueError(f"retention.{self.name or 'frozen'}: {glob!r} matches none of the components {names}")
-        old = {modality for pair in plan.past_pairs() for modality in pair}
+        old = plan.past_modalities()
         for name in names:
             past = name.partition(".")[2] in old or (name == "fusion" and bool(old))
             if _matches(name, self.components) or (past and _matches(name, self.after_first)):

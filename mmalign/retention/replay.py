@@ -21,8 +21,8 @@ class Replay(Retention):
     stays as large as it was, so that a run with replay sees as many samples a step as one without.
 
     Stored: up to `capacity` samples in at most `capacity_bytes`, compressed as they stood in the shards, as a shard
-    directory under RUN/retention/NAME; in the checkpoint an index of 56 bytes per sample, and within a stage of
-    as many candidates again and one batch. While a stage ends, two generations lie on the disk. See Memory and, for who
+    directory under RUN/retention/NAME; in the checkpoint an index of 56 bytes per sample, within a stage also of as
+    many candidates and one batch. While a stage ends, two generations lie on the disk. See Memory and, for who
     is kept, the policies. With `text`, also see TextReplay.
 
     Cost: no more rows a step; reading and decoding as for new samples; a hash of 0.003 ms per new row, and with

@@ -50,8 +50,8 @@ class WiSE(Retention):
 
     def begin(self, plan: StagePlan, model: Aligner, losses: dict[str, nn.Module]) -> None:
         if self.components is None:
-            old = {modality for pair in plan.past_pairs() for modality in pair}
-            globs = [f"{part}.{name}" for name in sorted(old) for part in ("encoder", "projection")]
+            old = plan.past_modalities()
+            globs = [f"{part}.{name}" for name in old for part in ("encoder", "projection")]
             globs += ["fusion"] if old else []
         else:
             globs = self.components

@@ -4,11 +4,10 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 from mmalign.batch import Batch, Embeddings
-from mmalign.model import Aligner
+from mmalign.model import Aligner, batch_norms
 from mmalign.training.trainable import frozen_modules
 
 
@@ -63,7 +62,7 @@ def check_chunks(model: Aligner, chunk_size: int | None, rows: int, stage: str) 
         return
     evaluating = {module for part in frozen_modules(model) for module in part.modules()}
     for name, component in model.components().items():
-        if any(isinstance(module, _BatchNorm) and module not in evaluating for module in component.modules()):
+        if any(norm not in evaluating for norm in batch_norms(component)):
             raise ValueError(
                 f"runtime.chunk_size: stage {stage!r} trains {name}, which holds batch normalisation: with "
                 f"{chunk_size} of {rows} rows at a time its statistics, and so the gradients, would be others"

@@ -6,11 +6,10 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 from mmalign.encoders.base import Encoder
-from mmalign.model import Aligner
+from mmalign.model import Aligner, batch_norms
 
 
 def recompute_layers(model: Aligner, modalities: list[str]) -> None:
@@ -57,7 +56,7 @@ def _repeated_blocks(tower: Encoder, name: str) -> list[nn.Module]:
     blocks = [layer for layer in layers if type(layer) is kind]
     if count < 2:
         raise ValueError(f"runtime.gradient_checkpointing: the {name} tower has no repeated blocks")
-    if any(isinstance(module, _BatchNorm) for block in blocks for module in block.modules()):
+    if any(batch_norms(block) for block in blocks):
         raise ValueError(
             f"runtime.gradient_checkpointing: the {name} tower's blocks hold batch normalisation, whose running "
             "statistics a second pass would update again"

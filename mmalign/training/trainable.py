@@ -5,10 +5,9 @@ from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
 
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from mmalign.encoders.base import Encoder
-from mmalign.model import Aligner
+from mmalign.model import Aligner, mixes_rows
 
 
 def freeze_all_but(model: Aligner, trainable: Mapping[str, int | str]) -> None:
@@ -101,11 +100,7 @@ def warn_of_batch_norm(model: Aligner, ranks: int) -> None:
     torch.nn.SyncBatchNorm is no way out: it waits for all ranks, and one whose rows all lack a modality has no part in
     that modality's tower.
     """
-    found = [
-        name
-        for name, component in model.components().items()
-        if any(isinstance(module, _BatchNorm) and module.training for module in component.modules())
-    ]
+    found = [name for name, component in model.components().items() if mixes_rows(component)]
     if ranks > 1 and found:
         warnings.warn(
             f"{', '.join(found)}: batch norm sees the rows of its own rank alone, so that gradients with {ranks} ranks "

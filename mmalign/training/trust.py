@@ -11,7 +11,6 @@ from mmalign.training.yaml_config import ConfigError
 
 _WORD = re.compile(r"[\w./+-]*")
 
-
 _trusted: ContextVar[tuple[str, ...]] = ContextVar("trusted", default=("mmalign",))
 
 
