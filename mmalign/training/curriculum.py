@@ -24,7 +24,7 @@ from mmalign.retention.base import Retention, StagePlan, preprocess_of
 from mmalign.training.callbacks import Checkpoints, Journal, StepsBar, stop, stop_unless_finite
 from mmalign.training.checkpoints import AtomicCheckpointIO, CheckpointFolder, load_checkpoint, save_atomically
 from mmalign.training.cost import CostMeter, StageCost
-from mmalign.training.device import root_device, trainer_settings
+from mmalign.training.device import matmul_precision, root_device, trainer_settings
 from mmalign.training.experiment import Experiment, Stage
 from mmalign.training.initial import take_over
 from mmalign.training.least_squares import fit_least_squares
@@ -321,7 +321,8 @@ class Curriculum:
             warn_of_batch_norm(experiment.model, trainer.world_size)
         started = time.perf_counter()
         try:
-            trainer.fit(module, loader, ckpt_path=None if mid_stage is None else str(mid_stage), weights_only=True)
+            with matmul_precision(runtime.matmul_precision):
+                trainer.fit(module, loader, ckpt_path=None if mid_stage is None else str(mid_stage), weights_only=True)
         except SystemExit as ended:
             if isinstance(ended.__context__, KeyboardInterrupt):  # which Lightning makes an exit with status 1
                 raise KeyboardInterrupt from None

@@ -1,6 +1,8 @@
 """Which device a process computes on."""
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import lightning as L
@@ -49,6 +51,17 @@ def root_device(runtime: Runtime) -> torch.device:
     except MisconfigurationException as error:
         raise ValueError(f"runtime.accelerator, runtime.devices: {' '.join(str(error).split())}") from None
     return trainer.strategy.root_device
+
+
+@contextmanager
+def matmul_precision(name: str) -> Iterator[None]:
+    """Within it, what torch may round the factors of float32 matrix products to: "highest", "high" or "medium"."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(name)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def named_device(name: str) -> torch.device:

@@ -75,6 +75,8 @@ class Runtime:
             precision: evaluations, least-squares fits and feature caches are exact, in the type of the weights. Loss
             and gradients are the same on any number of ranks, except where batch norm is trained: its statistics are
             those of a rank's own rows.
+        matmul_precision: of float32 matrix products in training steps, losses included, as in
+            torch.set_float32_matmul_precision: "highest" is float32, "high" lets a GPU use TF32, "medium" bfloat16.
         workers: processes that read and decode, per rank, for stages, evaluations and feature caches; 0 decodes in the
             training process. None takes the cores that it may use, divided by `devices`, less one: from 1 to 8. Each
             keeps up to two batches in memory.
@@ -98,6 +100,7 @@ class Runtime:
     devices: int = 1
     num_nodes: int = 1
     precision: Literal["32-true", "bf16-mixed", "16-mixed", "64-true"] = "32-true"
+    matmul_precision: Literal["highest", "high", "medium"] = "highest"
     workers: int | None = None
     threads: int | None = None
     chunk_size: int | None = None

@@ -100,6 +100,25 @@ def test_only_a_gpu_is_copied_to_without_waiting(tmp_path, monkeypatch):
     ]
 
 
+def test_products_are_rounded_in_training_steps_alone(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    seen = []
+
+    def step(module, batch, number):
+        seen.append(torch.get_float32_matmul_precision())
+        raise InterruptedError
+
+    monkeypatch.setattr(AlignmentModule, "training_step", step)
+    monkeypatch.setattr(curriculum, "evaluate_all", lambda *_: seen.append(torch.get_float32_matmul_precision()) or [])
+    monkeypatch.setattr(RunLoggers, "log_rows", lambda *_: None)
+    config = quick()
+    config["runtime"]["matmul_precision"] = "high"
+    with pytest.raises(InterruptedError):
+        train(config, tmp_path / "run")
+    assert seen == ["highest", "high"]
+    assert torch.get_float32_matmul_precision() == "highest"
+
+
 def test_a_run_is_on_its_device_before_the_first_evaluation(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     device, moved = torch.device("cuda", 1), []
