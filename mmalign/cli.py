@@ -180,10 +180,15 @@ def _add_report_compare_bench(commands: _Commands) -> None:
     bench.add_argument("--list", action="store_true", help="print names, peers and bars, and stop")
     bench.add_argument("--growth", action="store_true", help="measure time and memory at four sizes each, fit, plot")
     bench.add_argument(
-        "--out", type=Path, default=None, metavar="FILE", help="the results; default: configs/results/benchmarks.json"
+        "--out",
+        type=Path,
+        default=None,
+        metavar="FILE",
+        help="the results; default: configs/results/benchmarks.json, or benchmarks_cuda.json there",
     )
     bench.add_argument("--threads", type=int, default=None, help="of every side; default: one per physical core")
     bench.add_argument("--scale", type=float, default=1.0, help="share of the full size, for trying out")
+    bench.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where both sides compute")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -364,7 +369,7 @@ def _bench(options: argparse.Namespace, rest: list[str]) -> int:
     if options.list:
         commands.list_benchmarks()
         return 0
-    return commands.bench(options.names, options.growth, options.out, options.threads, options.scale)
+    return commands.bench(options.names, options.growth, options.out, options.threads, options.scale, options.device)
 
 
 _COMMANDS = {

@@ -8,6 +8,9 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
+NO_BAR = "–"
+"""Of a figure that is on record only."""
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -16,10 +19,12 @@ class Settings:
     Attributes:
         threads: of torch and of the libraries below it.
         scale: share of the full size; 1 is what the bars are meant for.
+        device: "cpu" or "cuda", where both sides compute.
     """
 
     threads: int = 1
     scale: float = 1.0
+    device: str = "cpu"
 
     def size(self, full: int, multiple: int = 1, least: int = 1) -> int:
         """`full` at this scale, rounded to a multiple."""
@@ -59,7 +64,7 @@ class Quantity:
             before a point; then the largest difference counts, each array's relative to itself.
         side, other: names of the sides; without an `other`, the measure itself is the figure.
         peer: how the table calls the other side.
-        bar: "<= 0.4", ">= 1.3": what must be reached.
+        bar: "<= 0.4", ">= 1.3": what must be reached; NO_BAR where nothing must.
         kind: "absolute" is the largest |a - b|; "relative" is the largest |a - b| over the largest |b|; "elementwise"
             is the largest |a - b| / |b|.
         unit: of the measure, for the figures beside the ratio.
@@ -83,6 +88,7 @@ class Benchmark:
     Attributes:
         name: on the command line and in the results.
         title: what is done, with its full sizes.
+        device: the kind of device that it is meant for.
         sides: in the order in which the first pair runs; every second pair runs the other way round.
         needs: by side, the modules that have to be installed for it.
         environment: variables of all sides' processes.
@@ -92,6 +98,7 @@ class Benchmark:
 
     name: ClassVar[str]
     title: ClassVar[str]
+    device: ClassVar[str] = "cpu"
     sides: ClassVar[tuple[str, ...]]
     needs: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     environment: ClassVar[Mapping[str, str]] = {}

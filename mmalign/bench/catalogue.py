@@ -19,6 +19,13 @@ _PLACES = {
     "log-mel": "mel.MelAgainstLibrosa",
     "replay": "replay.ReplayStep",
     "command": "command.CommandLine",
+    "cuda-infonce-8192": "gpu.InfoNCE8192",
+    "cuda-infonce-32768": "gpu.InfoNCE32768",
+    "cuda-infonce-65536": "gpu.InfoNCE65536",
+    "cuda-siglip-8192": "gpu.SigLIP8192",
+    "cuda-siglip-65536": "gpu.SigLIP65536",
+    "cuda-training": "gpu.TrainingOnGpu",
+    "cuda-frozen-towers": "gpu.FrozenOnGpu",
 }
 NAMES = tuple(_PLACES)
 

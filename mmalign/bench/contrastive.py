@@ -1,73 +1,28 @@
 """The contrastive losses, forward and backward, against open_clip's and against themselves at four times the batch."""
 
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar
+from typing import ClassVar
 
-import numpy as np
-import torch
-from torch import Tensor
-from torch.nn import functional as F
-
-from mmalign.batch import Embeddings
 from mmalign.bench.base import Benchmark, Ceilings, Outcome, Quantity
+from mmalign.bench.loss_step import DIM, PEERS, LossName, loss_step
 from mmalign.bench.ratios import verdict
-from mmalign.losses.infonce import InfoNCE
-from mmalign.losses.siglip import SigLIP
 
 _BATCH = 8192
-_DIM = 512
 _LOSSES = {"infonce": "open_clip ClipLoss", "siglip": "open_clip SigLipLoss"}
 
 
 class _Contrast(Benchmark):
     """Unit vectors of two modalities -> loss and gradients."""
 
-    loss: str = "infonce"
+    loss: ClassVar[LossName] = "infonce"
 
     def batch(self, side: str) -> int:
         return self.settings.size(_BATCH, multiple=8, least=32)
 
     def load(self, side: str) -> Callable[[], Outcome]:
-        step = self._open_clip if side == "open_clip" else self._mmalign
-        run = step(*_vectors(64))
-        run()
-        return step(*_vectors(self.batch(side)))
-
-    def _mmalign(self, x: Tensor, y: Tensor) -> Callable[[], Outcome]:
-        return _mmalign_step(InfoNCE("a", "b") if self.loss == "infonce" else SigLIP("a", "b"), x, y)
-
-    def _open_clip(self, x: Tensor, y: Tensor) -> Callable[[], Outcome]:
-        from open_clip.loss import ClipLoss, SigLipLoss
-
-        loss: Any = ClipLoss() if self.loss == "infonce" else SigLipLoss()
-        log_scale = torch.tensor(1 / 0.07 if self.loss == "infonce" else 10.0).log().requires_grad_()
-        more = {} if self.loss == "infonce" else {"logit_bias": torch.tensor(-10.0, requires_grad=True)}
-        return lambda: _finish(loss(x, y, log_scale.exp(), **more), x, y, log_scale)
-
-
-def _mmalign_step(loss: InfoNCE | SigLIP, x: Tensor, y: Tensor) -> Callable[[], Outcome]:
-    present = torch.ones(len(x), dtype=torch.bool)
-    embeddings = Embeddings({"a": x, "b": y}, {"a": present, "b": present}, torch.arange(len(x)))
-    return lambda: _finish(loss(embeddings), x, y, loss.scale.log)
-
-
-def loss_step(batch: int) -> Callable[[], Outcome]:
-    """mmalign's InfoNCE of so many rows, forward and backward."""
-    return _mmalign_step(InfoNCE("a", "b"), *_vectors(batch))
-
-
-def _vectors(batch: int) -> tuple[Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(0)
-    x = F.normalize(torch.randn(batch, _DIM, generator=generator), dim=1)
-    y = F.normalize(x + 0.05 * torch.randn(batch, _DIM, generator=generator), dim=1)
-    return x.requires_grad_(), y.requires_grad_()
-
-
-def _finish(loss: Tensor, x: Tensor, y: Tensor, log_scale: Tensor) -> Outcome:
-    loss.backward()
-    inputs = {"x": x, "y": y, "log_scale": log_scale}
-    arrays = {f"gradient.{name}": np.asarray(tensor.grad) for name, tensor in inputs.items()}
-    return Outcome(arrays={"loss": loss.detach().double().numpy()[None], **arrays})
+        peer = side if side in PEERS else None
+        loss_step(64, self.loss, peer)()
+        return loss_step(self.batch(side), self.loss, peer)
 
 
 def _quantities(peer: str, time_bar: str, memory_bar: str) -> tuple[Quantity, ...]:
@@ -111,7 +66,7 @@ class InfoNCEGrowth(_Contrast):
     def roofline(self, quantity: Quantity, medians: Mapping[str, Mapping[str, float]], ceilings: Ceilings) -> str:
         if quantity.measure != "bytes":
             return ""
-        gradients, tiles = 2 * 4 * _DIM, 2 * 16 * 2**20
+        gradients, tiles = 2 * 4 * DIM, 2 * 16 * 2**20
         small, large = (gradients * self.batch(side) + tiles for side in self.sides)
         return (
             f"{gradients} bytes of gradients a row, which the caller gets, and two tiles of 16 MiB make "
@@ -126,7 +81,7 @@ class SigLIPAgainstOpenClip(_Contrast):
     title = "SigLIP, forward and backward, 8,192 × 512"
     sides = ("open_clip", "mmalign")
     needs: ClassVar = {"open_clip": ("open_clip",)}
-    loss = "siglip"
+    loss: ClassVar[LossName] = "siglip"
     quantities = _quantities(_LOSSES["siglip"], "<= 0.7", "<= 0.16666667")
 
     def roofline(self, quantity: Quantity, medians: Mapping[str, Mapping[str, float]], ceilings: Ceilings) -> str:
@@ -145,7 +100,7 @@ def product_roofline(
     ceilings: Ceilings,
 ) -> str:
     """The least time that matrix products and exponentials take at the measured rates, over the peer's whole time."""
-    operations = 2 * batch * batch * _DIM
+    operations = 2 * batch * batch * DIM
     least = products * operations / ceilings.matmul_flops + exponentials * batch**2 / ceilings.exp_per_second
     peer = medians["open_clip"]["seconds"]
     return (

@@ -1,15 +1,14 @@
 """Training on frozen towers, and on partly frozen ones, with what is frozen computed once or each time."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
 from mmalign.bench.base import Benchmark, Outcome, Quantity
-from mmalign.bench.material import clip_name, write_clip, write_pictures
+from mmalign.bench.material import Shape, clip_name, write_pictures, write_towers
 from mmalign.bench.training import pictures, towers
 
-_BATCH = 64
 _STEPS = 10
 _PEER = "itself, computing both towers"
 _PEER_PREFIX = "itself, computing all layers"
@@ -24,6 +23,7 @@ class FrozenTowers(Benchmark):
     name = "frozen-towers"
     title = "10 steps of two heads on frozen ViT-S/16 and text towers, batch 64, decoding included"
     sides = ("recompute", "cached")
+    full: ClassVar = Shape(batch=64, image=64, width=384, layers=12)
     quantities = (
         Quantity("samples per second", "rate", "cached", "recompute", _PEER, ">= 20", unit="/s"),
         Quantity(
@@ -34,13 +34,15 @@ class FrozenTowers(Benchmark):
 
     @property
     def batch(self) -> int:
-        return self.settings.size(_BATCH, least=16)
+        return self.settings.size(self.full.batch, least=16)
 
     def prepare(self) -> None:
-        width, layers = (384, 12) if self.settings.scale >= 0.5 else (128, 4)
-        write_clip(self.folder / "model", width, layers, width * 2 // 3 // 64 * 64, layers // 2)
-        write_pictures(self.folder / "shards", self.batch * _STEPS, 64)
-        self._caches(towers(clip_name(self.folder / "model")))
+        write_towers(self.folder / "model", self.full, self.settings.scale)
+        write_pictures(self.folder / "shards", self.batch * _STEPS, self.full.image)
+        self._caches(self._towers())
+
+    def _towers(self) -> dict[str, Any]:
+        return {name: t.to(self.settings.device) for name, t in towers(clip_name(self.folder / "model")).items()}
 
     def _caches(self, encoders: dict[str, Any]) -> dict[str, dict[str, Any]]:
         """Built by `prepare`, found by `load`."""
@@ -60,11 +62,12 @@ class FrozenTowers(Benchmark):
         from mmalign.model import Aligner
 
         torch.set_flush_denormal(True)
-        encoders = towers(clip_name(self.folder / "model"))
+        device = self.settings.device
+        encoders = self._towers()
         features = self._caches(encoders) if side == "cached" else None
-        model = Aligner(encoders, dim=128)
+        model = Aligner(encoders, dim=128).to(device)
         model.encoders.requires_grad_(False).eval()
-        loss = InfoNCE("image", "text")
+        loss = InfoNCE("image", "text").to(device)
         optimizer = torch.optim.AdamW([*model.projections.parameters(), *loss.parameters()], lr=1e-3)
         preprocess = {name: tower.preprocess for name, tower in encoders.items()}
         sources = {"pictures": (pictures(self.folder / "shards"), 1.0)}
@@ -73,7 +76,7 @@ class FrozenTowers(Benchmark):
         def run() -> Outcome:
             losses = []
             for batch in loader:
-                value = loss(model(batch))
+                value = loss(model(batch.to(device)))
                 optimizer.zero_grad()
                 value.backward()
                 optimizer.step()
@@ -115,7 +118,7 @@ class FrozenPrefix(Benchmark):
         from mmalign.encoders.text_hf import TextCausalHF
 
         torch.manual_seed(0)
-        batch = self.settings.size(_BATCH, least=16)
+        batch = self.settings.size(64, least=16)
         capacity = 2**30 if side == "remembered" else 0
         tower = TextCausalHF(
             str(self.folder / "llama"), pretrained=False, max_length=32, prefix_cache_bytes=capacity

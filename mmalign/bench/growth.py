@@ -39,7 +39,7 @@ class LossGrowth(Growing):
     sizes = (4096, 8192, 16384, 32768)
 
     def load(self, side: str) -> Callable[[], Outcome]:
-        from mmalign.bench.contrastive import loss_step
+        from mmalign.bench.loss_step import loss_step
 
         loss_step(64)()
         return loss_step(self.size_of(side))

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from mmalign.bench.base import Benchmark, Ceilings, Outcome
+from mmalign.bench.base import Benchmark, Ceilings, Outcome, Settings
 
 _PACKAGES = (
     "mmalign", "torch", "numpy", "lightning", "open_clip_torch", "clip_benchmark", "webdataset", "librosa",
@@ -25,14 +25,19 @@ def versions() -> dict[str, str | None]:
     return found
 
 
-def machine() -> str:
-    """Processor and cores, such as "AMD EPYC, 2 cores"."""
+def machine(device: str = "cpu") -> str:
+    """Processor and cores, such as "AMD EPYC, 2 cores", and before them the GPU where it is what counts."""
     name = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
         models = [line for line in cpuinfo.read_text(encoding="utf-8").splitlines() if line.startswith("model name")]
         name = models[0].partition(":")[2].strip() if models else name
-    return f"{' '.join(name.split())}, {physical_cores()} cores"
+    processor = f"{' '.join(name.split())}, {physical_cores()} cores"
+    if device != "cuda":
+        return processor
+    import torch
+
+    return f"{torch.cuda.get_device_name()}; {processor}"
 
 
 def physical_cores() -> int:
@@ -61,23 +66,26 @@ class Probe(Benchmark):
     name, title, sides, quantities = "ceilings", "what the machine does at most", ("machine",), ()
 
     def load(self, side: str) -> Callable[[], Outcome]:
-        return lambda: Outcome(values=_ceilings(self.settings.scale).to_dict())
+        return lambda: Outcome(values=_ceilings(self.settings).to_dict())
 
 
-def _ceilings(scale: float) -> Ceilings:
+def _ceilings(settings: Settings) -> Ceilings:
     import torch
 
     from mmalign.training.ceiling import fastest
 
-    side = 2048 if scale >= 0.5 else 512
-    a, b, out = torch.randn(side, 512), torch.randn(512, side), torch.empty(side, side)
+    device = torch.device(settings.device)
+    side = 512 if settings.scale < 0.5 else 2048 if device.type == "cpu" else 16384
+    numbers = 1 << 17 if device.type == "cpu" else 1 << 22  # they stay in the cache; on a GPU, enough to fill it
+    a, b = torch.randn(side, 512, device=device), torch.randn(512, side, device=device)
+    out = torch.empty(side, side, device=device)
     halves = a.bfloat16(), b.bfloat16(), out.bfloat16()
-    small = torch.randn(1 << 17)
-    large, copy = torch.zeros(1 << 25), torch.zeros(1 << 25)
+    small = torch.randn(numbers, device=device)
+    large, copy = torch.zeros(2, 1 << 25, device=device).unbind()
     operations = 2 * side * side * 512
     return Ceilings(
-        matmul_flops=operations / fastest(lambda: torch.mm(a, b, out=out)),
-        bf16_matmul_flops=operations / fastest(lambda: torch.mm(halves[0], halves[1], out=halves[2])),
-        exp_per_second=small.numel() / fastest(lambda: torch.exp(small, out=small).clamp_(max=1.0), 30),
-        bytes_per_second=2 * 4 * large.numel() / fastest(lambda: copy.copy_(large)),
+        matmul_flops=operations / fastest(lambda: torch.mm(a, b, out=out), device=device),
+        bf16_matmul_flops=operations / fastest(lambda: torch.mm(halves[0], halves[1], out=halves[2]), device=device),
+        exp_per_second=small.numel() / fastest(lambda: torch.exp(small, out=small).clamp_(max=1.0), 30, device),
+        bytes_per_second=2 * 4 * large.numel() / fastest(lambda: copy.copy_(large), device=device),
     )

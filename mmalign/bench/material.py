@@ -3,6 +3,7 @@
 import io
 import json
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -76,8 +77,10 @@ def write_pictures(
     return folder
 
 
-def write_clip(folder: Path, width: int, layers: int, text_width: int, text_layers: int, context: int = 24) -> str:
-    """A ViT with patches of 16 at 64 pixels and a text transformer, in open_clip's own format.
+def write_clip(
+    folder: Path, width: int, layers: int, text_width: int, text_layers: int, context: int = 24, image: int = 64
+) -> str:
+    """A ViT with patches of 16 at `image` pixels and a text transformer, in open_clip's own format.
 
     Returns: its name for open_clip and mmalign alike.
     """
@@ -85,7 +88,7 @@ def write_clip(folder: Path, width: int, layers: int, text_width: int, text_laye
     from open_clip.model import CLIP
     from safetensors.torch import save_file
 
-    vision = {"image_size": 64, "patch_size": 16, "layers": layers, "width": width, "head_width": 64}
+    vision = {"image_size": image, "patch_size": 16, "layers": layers, "width": width, "head_width": 64}
     text = {
         "context_length": context, "vocab_size": 49408, "layers": text_layers, "width": text_width,
         "heads": text_width // 64,
@@ -102,6 +105,22 @@ def write_clip(folder: Path, width: int, layers: int, text_width: int, text_laye
     model = CLIP(embed_dim=text_width, vision_cfg=vision, text_cfg=text)
     save_file(model.state_dict(), folder / "open_clip_model.safetensors")
     return clip_name(folder)
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The full size of a training: rows of a batch, pixels of a picture's side, width and layers of the ViT."""
+
+    batch: int
+    image: int
+    width: int
+    layers: int
+
+
+def write_towers(folder: Path, shape: Shape, scale: float) -> str:
+    """A ViT of that shape and a text tower of two thirds its width and half its layers; both small at a small scale."""
+    width, layers = (shape.width, shape.layers) if scale >= 0.5 else (128, 2)
+    return write_clip(folder, width, layers, width * 2 // 3 // 64 * 64, layers // 2, image=shape.image)
 
 
 def clip_name(folder: Path) -> str:

@@ -1,4 +1,4 @@
-"""Peak memory of a process beyond what it held at a given moment."""
+"""Peak memory of a process, or on its GPU, beyond what it held at a given moment."""
 
 import ctypes
 import re
@@ -9,8 +9,10 @@ from pathlib import Path
 _STATUS = Path("/proc/self/status")
 
 
-def measure_name() -> str:
+def measure_name(device: str) -> str:
     """Which measure this machine has, for the results."""
+    if device == "cuda":
+        return "torch.cuda.max_memory_allocated, reset after inputs, minus memory_allocated at that moment"
     if _field("VmHWM") is not None:
         return "VmHWM, reset after imports and inputs, minus VmRSS at that moment"
     return "ru_maxrss minus ru_maxrss after imports and inputs"
@@ -37,6 +39,20 @@ class PeakMemory:
 
     def bytes(self) -> int:
         return max(0, _peak() - self._start)
+
+
+class DeviceMemory:
+    """The same of what torch has allocated on the current GPU."""
+
+    def __init__(self) -> None:
+        import torch
+
+        torch.cuda.reset_peak_memory_stats()
+        self._start = torch.cuda.memory_allocated()
+        self._peak = torch.cuda.max_memory_allocated
+
+    def bytes(self) -> int:
+        return self._peak() - self._start
 
 
 def _field(name: str) -> int | None:

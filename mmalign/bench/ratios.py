@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from mmalign.bench.base import Benchmark, Ceilings, Quantity, Sample
+from mmalign.bench.base import NO_BAR, Benchmark, Ceilings, Quantity, Sample
 
 
 @dataclass(frozen=True)
@@ -19,8 +19,8 @@ class Row:
         benchmark, peer, quantity: what was compared with whom; the peer is "–" where there is none.
         ratio_median, ratio_min, ratio_max: mmalign over peer, over the pairs; for differences their size, without a
             peer the figure itself. None when nothing was measured.
-        bar: what must be reached.
-        holds: whether the median reaches it; never without a measurement.
+        bar: what must be reached; NO_BAR where nothing must.
+        holds: whether the median reaches it; never without a measurement or a bar.
         pairs: how many.
         unit, mmalign_median, peer_median: the two figures behind the ratio; None where there are none.
         note: why there is no figure, or what to know about it.
@@ -47,15 +47,15 @@ class Row:
 
 
 def reaches(value: float, bar: str) -> bool:
-    """Whether a figure reaches a bar such as "<= 0.4".
+    """Whether a figure reaches a bar such as "<= 0.4"; never where there is none.
 
     Raises:
         ValueError: the bar is neither an upper nor a lower one.
     """
     sign, _, limit = bar.partition(" ")
-    if sign not in ("<=", ">=") or math.isnan(value):
-        if math.isnan(value):
-            return False
+    if math.isnan(value) or bar == NO_BAR:
+        return False
+    if sign not in ("<=", ">="):
         raise ValueError(f"bar {bar!r}: must be '<= NUMBER' or '>= NUMBER'")
     return value <= float(limit) if sign == "<=" else value >= float(limit)
 
@@ -131,7 +131,7 @@ def _row(
         mmalign_median=medians[quantity.side][quantity.measure] if scalar else None,
         peer_median=medians[quantity.other][quantity.measure] if scalar and quantity.other else None,
         note=benchmark.note(quantity),
-        roofline="" if holds else benchmark.roofline(quantity, medians, ceilings),
+        roofline="" if holds or quantity.bar == NO_BAR else benchmark.roofline(quantity, medians, ceilings),
     )
 
 

@@ -12,19 +12,20 @@ from mmalign.bench.machine import machine, matrix_extension, versions
 from mmalign.bench.memory import measure_name
 from mmalign.bench.ratios import Row
 
-_SAME = ("machine", "versions", "threads", "scale")
+_SAME = ("machine", "device", "versions", "threads", "scale")
 
 
 def facts(settings: Settings) -> dict[str, Any]:
     """What all figures of one file share."""
     return {
-        "machine": machine(),
+        "machine": machine(settings.device),
+        "device": settings.device,
         "matrix_extension": matrix_extension() or None,
         "versions": versions(),
         "threads": settings.threads,
         "scale": settings.scale,
-        "memory": measure_name(),
-        "command": "scripts/bench",
+        "memory": measure_name(settings.device),
+        "command": "scripts/bench" if settings.device == "cpu" else f"scripts/bench --device {settings.device}",
     }
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mmalign.bench.base import Benchmark, Ceilings, Sample, Settings
+from mmalign.bench.base import NO_BAR, Benchmark, Ceilings, Sample, Settings
 from mmalign.bench.catalogue import NAMES, find
 from mmalign.bench.ratios import Row, rows
 from mmalign.bench.worker import PREPARE
@@ -99,15 +99,16 @@ def _lacking(modules: tuple[str, ...]) -> str:
     return f"{' and '.join(absent)} {verb} not installed" if absent else ""
 
 
-def names_of(wanted: list[str]) -> list[str]:
-    """The benchmarks that are meant; none named means all.
+def names_of(wanted: list[str], device: str) -> list[str]:
+    """The benchmarks that are meant; none named means all for that kind of device.
 
     Raises:
-        ValueError: one of them does not exist.
+        ValueError: one of them does not exist, or is for another device.
     """
     for name in wanted:
-        find(name)
-    return wanted or list(NAMES)
+        if find(name).device != device:
+            raise ValueError(f"benchmark {name!r} is for --device {find(name).device}, not {device}")
+    return wanted or [name for name in NAMES if find(name).device == device]
 
 
 def describe(row: Row) -> str:
@@ -115,7 +116,7 @@ def describe(row: Row) -> str:
     if row.ratio_median is None:
         return f"  {row.quantity:<44} {'–':>9}   {row.bar:>10}  NOT MEASURED: {row.note}"
     spread = f"({number(row.ratio_min or 0)} … {number(row.ratio_max or 0)})"
-    verdict = "holds" if row.holds else "FAILS"
+    verdict = "on record" if row.bar == NO_BAR else "holds" if row.holds else "FAILS"
     line = f"  {row.quantity:<44} {number(row.ratio_median):>9} {spread:<22} {row.bar:>10}  {verdict}{_figures(row)}"
     extra: Mapping[str, str] = {"note": row.note, "roofline": row.roofline}
     return line + "".join(f"\n      {name}: {text}" for name, text in extra.items() if text)

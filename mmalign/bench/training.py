@@ -8,13 +8,12 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from mmalign.bench.base import Benchmark, Ceilings, Outcome, Quantity, Settings
-from mmalign.bench.machine import matrix_extension
-from mmalign.bench.material import clip_name, write_clip, write_pictures
+from mmalign.bench.base import Benchmark, Ceilings, Outcome, Quantity
+from mmalign.bench.machine import matrix_extension, physical_cores
+from mmalign.bench.material import Shape, clip_name, write_pictures, write_towers
 from mmalign.bench.ratios import verdict
 from mmalign.bench.steps import RecordedInfoNCE, step_seconds, step_times
 
-_BATCH = 32
 _STEPS = 10
 _PEER = "open_clip_train.main"
 _RATE = 5e-4
@@ -29,9 +28,10 @@ class TrainingStep(Benchmark):
 
     name = "training"
     title = "10 steps of ViT-S/16 at 64 pixels and a text tower of 6 layers, batch 32, both trained, fp32"
-    sides = ("open_clip", "mmalign", "recommended", "bf16")
+    sides: ClassVar[tuple[str, ...]] = ("open_clip", "mmalign", "recommended", "bf16")
     needs: ClassVar = {"open_clip": ("open_clip_train", "pandas")}
-    quantities = (
+    full: ClassVar = Shape(batch=32, image=64, width=384, layers=12)
+    quantities: ClassVar[tuple[Quantity, ...]] = (
         Quantity("difference of the loss curve", "losses", "mmalign", "open_clip", _PEER, "<= 1e-5", "absolute"),
         Quantity("samples per second", "rate", "mmalign", "open_clip", _PEER, ">= 1", unit="/s"),
         Quantity(
@@ -43,16 +43,20 @@ class TrainingStep(Benchmark):
 
     @property
     def batch(self) -> int:
-        return self.settings.size(_BATCH, least=8)
+        return self.settings.size(self.full.batch, least=8)
+
+    @property
+    def workers(self) -> int:
+        """Processes that decode: one, and on a GPU's machine all but one core's."""
+        return 1 if self.settings.device == "cpu" else max(1, physical_cores() - 1)
 
     @property
     def model(self) -> str:
         return clip_name(self.folder / "model")
 
     def prepare(self) -> None:
-        width, layers = (384, 12) if self.settings.scale >= 0.5 else (128, 2)
-        write_clip(self.folder / "model", width, layers, width * 2 // 3 // 64 * 64, max(1, layers // 2))
-        write_pictures(self.folder / "shards", self.batch * _STEPS, 64)
+        write_towers(self.folder / "model", self.full, self.settings.scale)
+        write_pictures(self.folder / "shards", self.batch * _STEPS, self.full.image)
         self._write_csv()
 
     def _write_csv(self) -> None:
@@ -73,13 +77,14 @@ class TrainingStep(Benchmark):
         (self.folder / "train.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
     def load(self, side: str) -> Callable[[], Outcome]:
-        if side == "open_clip":
-            return self._open_clip
-        mixed = "bf16-mixed" if side == "bf16" or (side == "recommended" and matrix_extension()) else "32-true"
+        if side.startswith("open_clip"):
+            return lambda: self._open_clip("amp_bf16" if side.endswith("bf16") else "fp32")
+        fast = self.settings.device != "cpu" or matrix_extension()
+        mixed = "bf16-mixed" if side == "bf16" or (side == "recommended" and fast) else "32-true"
         dropped = 0.5 if side == "recommended" else None
         return lambda: self._mmalign(mixed, dropped)
 
-    def _open_clip(self) -> Outcome:
+    def _open_clip(self, precision: str) -> Outcome:
         from open_clip import ClipLoss
         from open_clip_train import data, main
 
@@ -95,10 +100,10 @@ class TrainingStep(Benchmark):
         main.create_loss = lambda _: Recorded()
         data.DataLoader = lambda *arguments, **keywords: loader(*arguments, **(keywords | {"shuffle": False}))
         options = {
-            "model": self.model, "train-data": self.folder / "train.csv", "dataset-type": "csv", "precision": "fp32",
-            "device": "cpu", "batch-size": self.batch, "epochs": 1, "workers": 1, "lr": _RATE, "beta1": 0.9,
-            "beta2": 0.98, "eps": 1e-6, "wd": 0, "warmup": 0, "lr-scheduler": "const", "log-every-n-steps": 1,
-            "save-frequency": 0, "aug-cfg": "scale=(1.0,1.0)",
+            "model": self.model, "train-data": self.folder / "train.csv", "dataset-type": "csv", "precision": precision,
+            "device": self.settings.device, "batch-size": self.batch, "epochs": 1, "workers": self.workers,
+            "lr": _RATE, "beta1": 0.9, "beta2": 0.98, "eps": 1e-6, "wd": 0, "warmup": 0,
+            "lr-scheduler": "const", "log-every-n-steps": 1, "save-frequency": 0, "aug-cfg": "scale=(1.0,1.0)",
         }  # fmt: skip
         with tempfile.TemporaryDirectory() as logs, step_times() as times:
             words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
@@ -106,10 +111,17 @@ class TrainingStep(Benchmark):
             main.main(sys.argv[1:])
         return self._outcome(times, recorded)
 
-    def _mmalign(self, precision: str, dropped: float | None) -> Outcome:
+    def _mmalign(self, precision: Any, dropped: float | None) -> Outcome:
+        from mmalign.training.experiment import Runtime
+
         encoders = towers(self.model, dropped)
+        runtime = Runtime(
+            self.settings.device, precision=precision,
+            matmul_precision="highest" if self.settings.device == "cpu" else "high",  # as open_clip's trainer
+            workers=self.workers, log_every_steps=1, progress_bar=False,
+        )  # fmt: skip
         with step_times() as times:
-            losses = train(self.folder / "shards", encoders, self.batch, _STEPS, self.settings, precision)
+            losses = train(self.folder / "shards", encoders, self.batch, _STEPS, runtime)
         return self._outcome(times, losses)
 
     def _outcome(self, times: list[float], losses: list[float]) -> Outcome:
@@ -117,7 +129,7 @@ class TrainingStep(Benchmark):
         return Outcome(seconds, {"rate": self.batch / seconds}, {"losses": np.array(losses)})
 
     def note(self, quantity: Quantity) -> str:
-        if quantity.side == "bf16":
+        if quantity.side == "bf16" and self.settings.device == "cpu":
             return f"attention is in float32; this machine has {matrix_extension() or 'no bfloat16 instructions'}"
         return quantity.note
 
@@ -154,9 +166,7 @@ def stream_of(shards: Path, model: str, batch: int, steps: int) -> Any:
     return Stream({"pictures": (pictures(shards), 1.0)}, preprocess, batch, 0, "main", steps)
 
 
-def train(
-    shards: Path, encoders: dict[str, Any], batch: int, steps: int, settings: Settings, precision: str = "32-true"
-) -> list[float]:
+def train(shards: Path, encoders: dict[str, Any], batch: int, steps: int, runtime: Any) -> list[float]:
     """One stage as `mmalign train` runs it, without evaluation; returns the losses.
 
     The towers' own projections are the last layer, as in the peer: mmalign's are the identity and stay so.
@@ -165,7 +175,7 @@ def train(
 
     from mmalign.bench.experiments import run_stages
     from mmalign.model import Aligner
-    from mmalign.training.experiment import Experiment, Runtime, Stage
+    from mmalign.training.experiment import Experiment, Stage
     from mmalign.training.optim import Optimization
 
     dim = next(iter(encoders.values())).width
@@ -178,6 +188,5 @@ def train(
     stage = Stage(
         {"pictures": pictures(shards)}, {"main": 1.0}, batch, steps, None, {"projection.*": "none"}, optimization
     )
-    runtime = Runtime("cpu", precision=precision, workers=1, log_every_steps=1, progress_bar=False)  # type: ignore[arg-type]
     run_stages(Experiment("bench", model, {"main": loss}, {"main": stage}, {}, runtime=runtime))
     return loss.recorded

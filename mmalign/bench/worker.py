@@ -13,7 +13,7 @@ import numpy as np
 
 from mmalign.bench.base import Settings
 from mmalign.bench.catalogue import find
-from mmalign.bench.memory import PeakMemory
+from mmalign.bench.memory import DeviceMemory, PeakMemory
 
 PREPARE = "prepare"
 
@@ -32,9 +32,12 @@ def work(job: Path) -> None:
         return
     run = benchmark.load(order["side"])
     gc.collect()
-    memory = PeakMemory()
+    on_gpu = settings.device == "cuda"
+    memory = DeviceMemory() if on_gpu else PeakMemory()
     started = time.perf_counter()
     outcome = run()
+    if on_gpu:
+        torch.cuda.synchronize()
     elapsed = time.perf_counter() - started
     measures = {"seconds": elapsed if outcome.seconds is None else outcome.seconds, "bytes": memory.bytes()}
     job.with_suffix(".result.json").write_text(json.dumps(measures | outcome.values), encoding="utf-8")

@@ -12,6 +12,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from mmalign.bench.base import NO_BAR
 from mmalign.report.style import number
 
 _BLOCK = re.compile(r"(<!-- results:(?P<name>[\w.-]+) -->\n)(?P<body>.*?)(<!-- /results:(?P=name) -->)", re.DOTALL)
@@ -99,13 +100,14 @@ def _benchmarks(content: dict[str, Any]) -> str:
         measured = row["ratio_median"] is not None
         figures = [number(row[f"ratio_{name}"]) for name in ("median", "min", "max")] if measured else ["–"] * 3
         ratio = f"{figures[0]} ({figures[1]} … {figures[2]})" if measured else "–"
-        verdict = "yes" if row["holds"] else "no" if measured else "not measured"
+        verdict = "yes" if row["holds"] else "not measured" if not measured else "–" if row["bar"] == NO_BAR else "no"
         words = [row["benchmark"], row["quantity"], row["peer"], ratio, row["bar"], verdict]
         lines.append([_escaped(word) for word in words])
         for remark in filter(None, (row["note"], row["roofline"])):
             remarks.append(f"- {_escaped(row['benchmark'])}, {_escaped(row['quantity'])}: {_escaped(remark)}.")
     parts = ["\n".join("| " + " | ".join(line) + " |" for line in lines)]
-    parts.append(f"{sum(row['holds'] for row in content['rows'])} of {len(content['rows'])} bars are reached.")
+    bars = sum(row["bar"] != NO_BAR for row in content["rows"])
+    parts.append(f"{sum(row['holds'] for row in content['rows'])} of {bars} bars are reached.")
     parts += ["\n".join(remarks)] if remarks else []
     known = ", ".join(f"{name} {version}" for name, version in content["versions"].items() if version)
     command, size = content["command"], "" if content["scale"] == 1 else f"; {content['scale']:g} of the full sizes"

@@ -14,16 +14,17 @@ _POWERCAP = Path("/sys/class/powercap")
 
 def fastest(function: Callable[[], Any], times: int = 10, device: torch.device | None = None) -> float:
     """Seconds of the fastest call, after one to warm up."""
+    timed(function, device)
+    return max(min(timed(function, device) for _ in range(times)), 1e-9)
 
-    def timed() -> float:
-        started = time.perf_counter()
-        function()
-        if device is not None and device.type == "cuda":
-            torch.cuda.synchronize(device)
-        return time.perf_counter() - started
 
-    timed()
-    return max(min(timed() for _ in range(times)), 1e-9)
+def timed(function: Callable[[], Any], device: torch.device | None = None) -> float:
+    """Seconds of one call, up to the end of what it has started on a GPU."""
+    started = time.perf_counter()
+    function()
+    if device is not None and device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - started
 
 
 @cache
