@@ -113,7 +113,7 @@ def test_what_faiss_refuses_is_told_with_the_name(faiss):
 
 def test_the_default_follows_the_size():
     assert default_index(1000) == "HNSW32,Flat:efSearch=128"
-    assert default_index(100_000) == "IVF512,Flat:nprobe=5"
+    assert default_index(100_000) == "IVF512,SQfp16:nprobe=5"
 
 
 @pytest.fixture
