@@ -26,6 +26,9 @@ _GROUPED = 16
 _STRIP = 128
 """Queries at a time where only the relevant items of a few groups matter."""
 
+_Strip = tuple[slice, int, int]
+"""Rows, and the columns first … stop-1 among which all their relevant items are."""
+
 
 @dataclass(frozen=True)
 class Ranking:
@@ -79,7 +82,7 @@ def rank_queries(
 
 
 def _normalised(vectors: Tensor, order: Tensor, name: str) -> Tensor:
-    copy = vectors[order].float()
+    copy = vectors.index_select(0, order).float()
     norm = copy.norm(dim=1, keepdim=True)
     if not norm.isfinite().all():
         raise ValueError(f"{name}: {int((~norm.isfinite()).sum())} of {len(copy)} embeddings are not finite")
@@ -94,7 +97,11 @@ def _rank_block(
     tile: int,
 ) -> tuple[Int[Tensor, " block"], Float[Tensor, " block"]]:
     """Best rank and AP@10 of a block of queries whose relevant items are columns first … stop-1."""
-    relevant = _relevant_scores(rows, columns, first, stop, tile)
+    strips = [
+        (slice(top, top + _STRIP), int(first[top : top + _STRIP].min()), int(stop[top : top + _STRIP].max()))
+        for top in range(0, len(rows), _STRIP)
+    ]
+    relevant = _relevant_scores(rows, columns, first, stop, strips, tile)
     bar = relevant - TIE_TOLERANCE
     n_relevant = stop - first
     before = torch.zeros_like(first)
@@ -111,7 +118,7 @@ def _rank_block(
         right = min(left + width, len(columns))
         torch.mm(rows, columns[left:right].T, out=scores[:, : right - left])
         scores[:, right - left :] = -torch.inf
-        _hide_relevant(scores, first - left, stop - left)
+        _hide_relevant(scores[:, : right - left], first - left, stop - left, left, strips)
         maxima = None if crowded else _maxima(scores)
         reached = _reached(scores, maxima, bar[:, 0], compared)
         before += reached
@@ -127,12 +134,12 @@ def _rank_block(
     return (before + 1).masked_fill(missing, 0), precision.masked_fill(missing, torch.nan)
 
 
-def _relevant_scores(rows: Tensor, columns: Tensor, first: Tensor, stop: Tensor, tile: int) -> Tensor:
+def _relevant_scores(
+    rows: Tensor, columns: Tensor, first: Tensor, stop: Tensor, strips: list[_Strip], tile: int
+) -> Tensor:
     """Scores of each query's ten best relevant items, falling, -inf where there are fewer."""
     best = rows.new_full((len(rows), CUTOFF), -torch.inf)
-    for strip in range(0, len(rows), _STRIP):
-        part = slice(strip, strip + _STRIP)
-        begin, end = int(first[part].min()), int(stop[part].max())
+    for part, begin, end in strips:
         most = int((stop[part] - first[part]).max())
         for left in range(begin, end, tile):
             right = min(left + tile, end)
@@ -144,13 +151,12 @@ def _relevant_scores(rows: Tensor, columns: Tensor, first: Tensor, stop: Tensor,
     return best
 
 
-def _hide_relevant(scores: Tensor, first: Tensor, stop: Tensor) -> None:
-    """Take the relevant items out of a tile, in place; `first` and `stop` count from the tile's left edge."""
-    for strip in range(0, len(scores), _STRIP):
-        part = slice(strip, strip + _STRIP)
-        left, right = max(0, int(first[part].min())), min(scores.shape[1], int(stop[part].max()))
-        if left < right:
-            scores[part, left:right].masked_fill_(_within(first[part], stop[part], left, right), -torch.inf)
+def _hide_relevant(scores: Tensor, first: Tensor, stop: Tensor, left: int, strips: list[_Strip]) -> None:
+    """Take the relevant items out of a tile, in place; `first` and `stop` count from the tile's edge at `left`."""
+    for part, begin, end in strips:
+        start, end = max(0, begin - left), min(scores.shape[1], end - left)
+        if start < end:
+            scores[part, start:end].masked_fill_(_within(first[part], stop[part], start, end), -torch.inf)
 
 
 def _within(first: Tensor, stop: Tensor, left: int, right: int) -> Tensor:

@@ -155,8 +155,8 @@ def default_index(items: int) -> str:
     """The index for a gallery of this size: a graph up to 20,000 items, above that inverted lists.
 
     HNSW: Malkov and Yashunin, "Efficient and robust approximate nearest neighbor search using Hierarchical Navigable
-    Small World graphs", 2018. The lists are about 1.6 times the root of the items; one in 100 is looked at, at least 4. They
-    hold vectors in half precision, which are only to be found: `Gallery.search` computes the scores from its own.
+    Small World graphs", 2018. The lists are about 1.6 times the root of the items; one in 100 is looked at, at least 4.
+    They hold vectors in half precision, which are only to be found: `Gallery.search` computes the scores from its own.
     """
     if items <= _SMALL:
         return "HNSW32,Flat:efSearch=128"
