@@ -37,14 +37,19 @@ class Arms:
         Runs of one seed that do the same up to some stage do it once (see shared_stages).
 
         Raises:
-            ConfigError: a run that is there was started with another configuration; nothing was trained by then.
+            ConfigError: a run that is there was started with another configuration, or data were built with other
+                settings; nothing was trained by then.
+            FileNotFoundError: weights that a run begins with are not there.
             RuntimeError: a run failed; names its folder. The finished ones stay.
         """
-        from mmalign.training.run import build_missing_data
+        from mmalign.training.run import build_missing_data, check_built_data, check_weights
 
         directories = {key: out / key[0] / f"seed-{key[1]}" for key in self.configs}
         for key, config in self.configs.items():
             check_stored(directories[key], config)
+            if not _is_finished(directories[key], config):
+                check_built_data(config)
+                check_weights(config, directories[key])
         for config in self.configs.values():  # here, because two runs at a time would build the same directory
             build_missing_data(config)
         seeds: dict[int, list[tuple[str, int]]] = {}
@@ -79,8 +84,9 @@ class Arms:
         return sum(shared_stages(self.configs[leader], self.configs[key]) for key in keys if key != leader)
 
     def _train(self, directory: Path, key: tuple[str, int], jobs: int) -> None:
-        if (directory / "report.html").exists():
+        if _is_finished(directory, self.configs[key]):
             return
+        (directory / "report.html").unlink(missing_ok=True)
         directory.mkdir(parents=True, exist_ok=True)
         config = directory.parent / f"{directory.name}.yaml"
         write_text(config, yaml.safe_dump(self.configs[key], sort_keys=False, allow_unicode=True))
@@ -95,6 +101,16 @@ class Arms:
         if status != 0:
             raise RuntimeError(f"{directory}: training ended with status {status}; see {directory}.log")
         print(f"{directory}: done", flush=True)
+
+
+def _is_finished(directory: Path, config: dict[str, Any]) -> bool:
+    """Whether the run has ended, with all that this configuration evaluates."""
+    stored = directory / "config.yaml"
+    return (
+        (directory / "report.html").exists()
+        and stored.exists()
+        and load_yaml(stored)["evaluation"] == config["evaluation"]
+    )
 
 
 class _Children:

@@ -17,7 +17,7 @@ from mmalign.data.loader import StageLoader
 from mmalign.data.precompute import open_or_build, weights_hash
 from mmalign.data.stream import Stream
 from mmalign.data.workers import workers_per_process
-from mmalign.evaluation.base import Moment
+from mmalign.evaluation.base import Evaluator, Moment
 from mmalign.evaluation.run import evaluate_all
 from mmalign.evaluation.table import Row, read_rows, write_rows
 from mmalign.retention.base import Retention, StagePlan, preprocess_of
@@ -71,6 +71,7 @@ class Curriculum:
         self.initial_pairs: list[list[str]] = []
         self.device = root_device(experiment.runtime)
         self.evaluated = False
+        self.new_columns: set[str] = set()  # those that the restored checkpoint does not know, or knows otherwise
         self.ended_by: dict[str, bool] = {}  # signals that came while a stage's last step was under way
         workers = experiment.runtime.workers
         workers = workers_per_process(experiment.runtime.devices) if workers is None else workers
@@ -84,16 +85,19 @@ class Curriculum:
         start = self._restore()
         self._to_device()
         self._evaluate_lost(start)
-        if start == 0:
-            self._evaluate_unless_done("start", 0)
+        if self._missing(start) or not self.rows:
+            self._evaluate_missing(start)
+            self.evaluated = True
+            if start == 0 or self.new_columns:
+                self._save_end(start)  # with the references that evaluators took at the start
         for index, name in enumerate(names, 1):
             if index > start:
                 self._train(index, name)
                 self._save_end(index)
                 if any(self.ended_by.values()):
                     stop(self.ended_by["interrupted"])
-            if index >= start:
-                self._evaluate_unless_done(name, index)
+                self._evaluate_missing(index)
+                self.evaluated = True
         return self.rows
 
     def _never_trained(self) -> frozenset[str]:
@@ -129,6 +133,7 @@ class Curriculum:
             self._save_end(0)
             return 0
         facts = self._load_end(last)
+        self._find_new_columns(facts["config"]["evaluation"])
         for name, method in self.experiment.retention.items():
             method.load_state_dict(facts["retention"].get(name, {}))
         self.initial_pairs = facts["initial_pairs"]
@@ -150,17 +155,33 @@ class Curriculum:
         self._load_weights(state["state_dict"], str(path))
         facts: dict[str, Any] = state["mmalign"]
         for name, evaluator in self.experiment.evaluation.items():
-            evaluator.load_state_dict(facts["evaluators"].get(name, {}))
+            if name not in self.new_columns:
+                evaluator.load_state_dict(facts["evaluators"].get(name, {}))
         return facts
+
+    def _find_new_columns(self, known: dict[str, Any]) -> None:
+        """Forget what columns of the same name but with other settings have measured and kept."""
+        wanted = self.config["evaluation"]
+        self.new_columns = {name for name in wanted if known.get(name) != wanted[name]}
+        for name in self.new_columns:
+            self.experiment.evaluation[name].load_state_dict({})
+        self.rows = [row for row in self.rows if row.column not in self.new_columns]
+        if self.new_columns:
+            self._forget_sweep()
 
     def _rows_until(self, last: int) -> list[Row]:
         """What was measured up to that stage; figures of a stage whose checkpoint is gone are of other weights."""
         metrics = self.directory / "metrics.jsonl"
         lost = list(self.experiment.stages)[max(last, 0) :] + (["start"] if last < 0 else [])
-        if lost and self.rank == 0:
-            for of_the_last_stage in (self.directory / "sweep").glob("*.jsonl"):
-                of_the_last_stage.unlink()
+        if lost:
+            self._forget_sweep()
         return [row for row in read_rows(metrics) if row.stage not in lost] if metrics.exists() else []
+
+    def _forget_sweep(self) -> None:
+        """What was measured around the last stage's weights."""
+        if self.rank == 0:
+            for path in (self.directory / "sweep").glob("*.jsonl"):
+                path.unlink()
 
     def _holder(self) -> nn.Module:
         """Model and losses under the names that their weights have in a checkpoint."""
@@ -214,39 +235,37 @@ class Curriculum:
     # --- evaluation ----------------------------------------------------------------------------------------------
 
     def _evaluate_lost(self, restored: int) -> None:
-        """The stages before the restored one that metrics.jsonl lacks, each with the weights at its own end."""
-        names = ["start", *self.experiment.stages]
-        known = {row.stage for row in self.rows}
-        lost = [index for index in range(restored) if names[index] not in known]
+        """What metrics.jsonl lacks of the stages before the restored one, each with the weights at its own end."""
+        lost = [index for index in range(restored) if self._missing(index)]
         for index in lost:
             path = self.checkpoints.end_of(index)
             if not path.exists():
+                stage, columns = self.moment(index).stage, ", ".join(self._missing(index))
                 warnings.warn(
-                    f"{self.directory / 'metrics.jsonl'} has no figures of {names[index]!r}, and {path} is gone, too",
+                    f"{self.directory / 'metrics.jsonl'} has no figures of {stage!r} for {columns}, and {path} is "
+                    "gone, too",
                     stacklevel=2,
                 )
                 continue
             self._load_end(index)
-            self._evaluate(index)
+            self._evaluate_missing(index)
         if lost:
             self._load_end(restored)
-            if self.rank == 0:
-                write_rows(self.directory / "metrics.jsonl", self.rows)
 
-    def _evaluate(self, index: int) -> list[Row]:
+    def _missing(self, index: int) -> dict[str, Evaluator]:
+        """The columns without figures of the end of that stage; 0 is the start."""
+        stage = self.moment(index).stage
+        known = {row.column for row in self.rows if row.stage == stage}
+        return {name: evaluator for name, evaluator in self.experiment.evaluation.items() if name not in known}
+
+    def _evaluate_missing(self, index: int) -> None:
+        """All columns that have no figures of that moment yet, with the weights as they are."""
         with self.quarantine.reported():
-            rows = evaluate_all(self.experiment.model, self.experiment.evaluation, self.moment(index))
-        self.rows = sorted([*self.rows, *rows], key=lambda row: row.stage_index)
-        return rows
-
-    def _evaluate_unless_done(self, name: str, index: int) -> None:
-        if any(row.stage == name for row in self.rows):
-            return
-        rows = self._evaluate(index)
-        self.evaluated = True
+            rows = evaluate_all(self.experiment.model, self._missing(index), self.moment(index))
+        order = {name: number for number, name in enumerate(self.experiment.evaluation)}
+        self.rows += rows
+        self.rows.sort(key=lambda row: (row.stage_index, order.get(row.column, len(order))))
         if self.rank == 0:
-            if index == 0:
-                self._save_end(0)  # evaluators may hold references taken at the start
             write_rows(self.directory / "metrics.jsonl", self.rows)
             self.loggers.log_rows(rows)
 

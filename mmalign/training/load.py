@@ -61,6 +61,19 @@ def read_weights(run_or_checkpoint: Path) -> tuple[dict[str, Tensor], dict[str, 
     return content["state_dict"], content["mmalign"]
 
 
+def find_weights(run_or_checkpoint: Path) -> None:
+    """
+    Raises:
+        FileNotFoundError: there is no export, no checkpoint, and no run with one.
+    """
+    if is_export(run_or_checkpoint):
+        return
+    if run_or_checkpoint.is_dir():
+        CheckpointFolder(run_or_checkpoint / "checkpoints", 1).latest()
+    elif not run_or_checkpoint.exists():
+        raise FileNotFoundError(f"{run_or_checkpoint}: there is no such run, checkpoint or export")
+
+
 def _read(run_or_checkpoint: Path) -> tuple[Path, dict[str, Any]]:
     """A checkpoint, or the newest of a run, whose weights are those of its model."""
     path = run_or_checkpoint

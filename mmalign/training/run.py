@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from mmalign import assets
 from mmalign.data.bound import check_members
 from mmalign.data.card import read_card
 from mmalign.data.config import ShardData, suggestion
@@ -21,8 +22,9 @@ from mmalign.training.config import build_experiment, build_part
 from mmalign.training.curriculum import Curriculum
 from mmalign.training.device import check_runtime
 from mmalign.training.experiment import Runtime
+from mmalign.training.load import find_weights
 from mmalign.training.logging import make_loggers
-from mmalign.training.run_files import describe_run, locked, open_run, write_json
+from mmalign.training.run_files import describe_run, holds_run, locked, open_run, write_json
 from mmalign.training.yaml_config import ConfigError
 
 
@@ -41,6 +43,7 @@ def train(config: dict[str, Any], directory: Path, resume: bool = False) -> Path
         ConfigError: the directory holds a run and `resume` is False, or it was started with another configuration, or
             another process trains in it, or a data set is not there or was built with other settings. Nothing was built
             or loaded by then.
+        FileNotFoundError: weights that it begins with are not there; nothing was built by then.
         FloatingPointError: a loss is not finite; names step, loss and keys.
     """
     from lightning.pytorch.utilities import rank_zero_only
@@ -60,6 +63,7 @@ def _train(config: dict[str, Any], directory: Path, resume: bool, rank: int) -> 
 
     if rank == 0:
         check_built_data(config)
+        check_weights(config, directory)
         open_run(directory, config, resume)
         build_missing_data(config)
     else:
@@ -132,6 +136,32 @@ def check_built_data(config: dict[str, Any]) -> None:
                     f"sources.{path}: {key} is {json.dumps(value)}, but the directory was built with "
                     f"{json.dumps(built[key])}; delete {path}, or name another directory"
                 )
+
+
+def check_weights(config: dict[str, Any], directory: Path) -> None:
+    """What a run begins with is on this machine: assets that the model names, and the checkpoint of a new run.
+
+    Raises:
+        FileNotFoundError: names the asset and the command that fetches it, or the checkpoint.
+    """
+    for value in _texts(config["model"]):
+        if value in assets.ASSETS:
+            assets.path(value)
+    origin = config["initial_checkpoint"]
+    if origin is not None and not holds_run(directory):
+        try:
+            find_weights(Path(origin))
+        except FileNotFoundError as error:
+            raise FileNotFoundError(f"initial_checkpoint: {error}") from None
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """Every text in a part of a configuration."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _texts(item)
 
 
 def build_missing_data(config: dict[str, Any]) -> None:

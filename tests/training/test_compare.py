@@ -15,6 +15,7 @@ import yaml
 
 from mmalign.evaluation.table import read_rows
 from mmalign.training.compare import Arms, compare_runs, read_arms, shared_stages
+from mmalign.training.run import train
 from mmalign.training.yaml_config import ConfigError
 
 ROOT = Path(__file__).parents[2]
@@ -103,6 +104,38 @@ def test_a_run_of_another_configuration_is_not_taken_for_one_of_this(tmp_path, m
     assert len(arms(**{"logging.mode": "offline", "runtime.threads": 2}).train_missing(tmp_path, jobs=1)) == 2
     with pytest.raises(ConfigError, match=r"naive/seed-0/config\.yaml: .* values of stages\.sounds\.steps; choose"):
         arms(**{"stages.sounds.steps": 4}).train_missing(tmp_path, jobs=1)
+
+
+def test_a_finished_run_goes_on_for_another_evaluation(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for (arm, seed), config in arms().configs.items():
+        finished(tmp_path / arm / f"seed-{seed}", config)
+    monkeypatch.setattr("mmalign.training.run.build_missing_data", lambda config: None)
+    begun = []
+    monkeypatch.setattr(
+        "mmalign.training.compare._Children.run", lambda self, command, **settings: begun.append(command) or 0
+    )
+    arms().train_missing(tmp_path, jobs=1)
+    assert begun == []
+    arms(**{"evaluation.image_audio.init_args.gallery": 400}).train_missing(tmp_path, jobs=1)
+    assert sorted(command[command.index("--out") + 1] for command in begun) == [
+        str(tmp_path / arm / "seed-0") for arm in ("naive", "replay")
+    ]
+    assert not (tmp_path / "naive" / "seed-0" / "report.html").exists()  # it is not finished until it has a new one
+
+
+def test_missing_weights_are_said_before_data_are_built(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MMALIGN_CACHE", str(tmp_path / "cache"))
+    wanted = arms(
+        **{"model.init_args.encoders.text": {"class_path": "mmalign.encoders.TextHF", "init_args": {"model": "minilm"}}}
+    )
+    with pytest.raises(FileNotFoundError, match="run: mmalign assets fetch minilm"):
+        wanted.train_missing(tmp_path / "out", jobs=1)
+    for origin, said in (("gone", "gone: there is no such run"), (".", "no checkpoint of mmalign here")):
+        with pytest.raises(FileNotFoundError, match=f"^initial_checkpoint: .*{said}"):
+            train(next(iter(arms(initial_checkpoint=origin).configs.values())), tmp_path / "out")
+    assert not Path("data").exists()
 
 
 def test_trainings_end_with_the_comparison(tmp_path, monkeypatch):

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -108,9 +109,43 @@ def test_lost_figures_are_measured_again_on_the_weights_of_their_stage():
     assert read_rows(metrics) == before
     metrics.unlink()
     Path("lost/checkpoints/stage-01.ckpt").unlink()
-    with pytest.warns(UserWarning, match=r"has no figures of 'one', and .*stage-01\.ckpt is gone"):
+    with pytest.warns(UserWarning, match=r"has no figures of 'one' for language, and .*stage-01\.ckpt is gone"):
         train(config, Path("lost"), resume=True)
     assert read_rows(metrics) == [row for row in before if row.stage != "one"]
+
+
+def test_columns_that_come_later_are_measured_on_all_stages():
+    language = {"class_path": "mmalign.evaluation.LanguageModeling", "init_args": {"data": LANGUAGE}}
+    shorter = {**language, "init_args": {"data": {**LANGUAGE, "limit": 5}}}
+    drift = {"class_path": "mmalign.evaluation.TowerDrift"}
+    stages = [stage(steps=2), stage(steps=2)]
+    train(small(*stages, evaluation={"drift": drift, "language": shorter}), Path("from_the_start"))
+    wanted = read_rows(Path("from_the_start/metrics.jsonl"))
+    assert {(row.stage, row.column) for row in wanted} == set(product(("start", "one", "two"), ("drift", "language")))
+    train(small(*stages, evaluation={"language": language}), Path("later"))
+    other = {row.stage: row.value for row in read_rows(Path("later/metrics.jsonl")) if row.main}
+    assert other != {row.stage: row.value for row in wanted if row.main and row.column == "language"}
+    weights = checkpoint("later", "stage-02")["state_dict"]
+
+    train(small(*stages, evaluation={"drift": drift, "language": shorter}), Path("later"), resume=True)
+    assert read_rows(Path("later/metrics.jsonl")) == wanted
+    end = checkpoint("later", "stage-02")
+    assert end["mmalign"]["evaluators"]["drift"].keys() == {"reference", "text_hash"}
+    assert all(torch.equal(weights[name], end["state_dict"][name]) for name in weights)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Curriculum, "_evaluate_missing", None)  # nothing is left to do
+        train(small(*stages, evaluation={"drift": drift, "language": shorter}), Path("later"), resume=True)
+
+
+def test_a_new_column_of_a_run_that_was_killed_within_a_stage():
+    drift = {"class_path": "mmalign.evaluation.TowerDrift"}
+    config = small(stage(steps=4), evaluation={"drift": drift}, runtime={"checkpoint_every_steps": 2})
+    train(config, Path("whole_drift"))
+    train_until_the_end_of(
+        1, small(stage(steps=4), evaluation={}, runtime={"checkpoint_every_steps": 2}), "killed_drift"
+    )
+    train(config, Path("killed_drift"), resume=True)
+    assert read_rows(Path("killed_drift/metrics.jsonl")) == read_rows(Path("whole_drift/metrics.jsonl"))
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
