@@ -248,10 +248,7 @@ class Aligner(nn.Module):
         with torch.set_grad_enabled(torch.is_grad_enabled() and trained):
             if values.values is None:
                 raise ValueError(f"{name}: cached features have been through the tower already")
-            inputs = values.values
-            if inputs.is_floating_point():  # data are float32, the weights may be float64
-                inputs = inputs.to(next(tower.parameters(), inputs).dtype)
-            return bucketed(tower, inputs, values.mask, self.length_buckets)
+            return bucketed(tower, tower.in_its_precision(values.values), values.mask, self.length_buckets)
 
     def project(self, name: str, pooled: Float[Tensor, "batch width"]) -> Float[Tensor, "batch dim"]:
         """Pooled tower outputs -> the shared space, not yet normalised."""

@@ -184,7 +184,7 @@ def _pooled(tower: Encoder, values: Values) -> Tensor:
     device = next((t.device for t in chain(tower.parameters(), tower.buffers())), torch.device("cpu"))
     values = values.to(device)
     assert values.values is not None
-    return tower(values.values, values.mask).pooled.float().cpu()
+    return tower(tower.in_its_precision(values.values), values.mask).pooled.float().cpu()
 
 
 def _save_part(

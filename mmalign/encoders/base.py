@@ -141,6 +141,10 @@ class Encoder(nn.Module):
     def forward(self, values: Tensor, mask: Bool[Tensor, "batch length"] | None = None) -> Tokens:
         """Args: values as `preprocess.collate` makes them, mask likewise. Returns Tokens of width `self.width`."""
 
+    def in_its_precision(self, values: Tensor) -> Tensor:
+        """Data are float32, the weights may be float64; token numbers stay as they are."""
+        return values.to(next(self.parameters(), values).dtype) if values.is_floating_point() else values
+
     def real_positions(self, values: Tensor, mask: Bool[Tensor, "batch length"] | None) -> Tensor | None:
         """Which of the values [batch, length] are no padding; None where values have no such positions."""
         return mask

@@ -66,6 +66,16 @@ def test_a_cache_that_could_never_be_used_is_refused(tmp_path: Path) -> None:
         curriculum(tmp_path, stages__audio_text__trainable={"encoder.image": -1})
 
 
+def test_features_of_a_tower_in_double_precision(tmp_path: Path) -> None:
+    build(Scenes(train=24, val=1, test=1, test_compositional=1, image_size=32, workers=1), tmp_path / "scenes")
+    data = ShardData(str(tmp_path / "scenes"), modalities={"image": "png", "text": "captions[*]"})
+    run = curriculum(tmp_path, retention={"frozen": FROZEN}, runtime__precision="64-true")
+    model = run.experiment.model.eval()
+    cached = embed_modality(model, data, "image").vectors
+    model.reading = Reading()
+    torch.testing.assert_close(cached, embed_modality(model, data, "image").vectors, rtol=1e-6, atol=1e-6)
+
+
 @pytest.mark.parametrize("batch_size", [7, 100])
 def test_training_and_evaluation_share_a_cache(tmp_path: Path, batch_size: int) -> None:
     build(Scenes(train=24, val=1, test=1, test_compositional=1, image_size=32, workers=1), tmp_path / "scenes")
