@@ -1,7 +1,9 @@
 """What the README shows works: its classes, its commands, its tables."""
 
+import inspect
 import re
 import shlex
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -71,3 +73,45 @@ def test_every_file_of_the_map_exists():
         assert (ROOT / "mmalign" / name).exists(), name
     for name in re.findall(r"\]\(([^)#]+)\)", TEXT):
         assert (ROOT / name).exists(), name
+
+
+def _parts():
+    """The table of parts: (package, class) of each."""
+    table = TEXT.partition("### The parts of an experiment")[2].partition("\n\n`mmalign search`")[0]
+    package = ""
+    for line in re.findall(r"(?m)^\| (.*) \|$", table)[2:]:
+        _, given, classes = line.split("|")
+        package = given.strip("` ") or package
+        yield from ((package, name) for name in re.findall(r"`([\w.]+)`", classes))
+
+
+def test_the_table_of_parts_is_complete():
+    from mmalign.data.sources import SOURCES
+
+    contracts = {
+        "encoders": "Encoder", "fusion": "Fusion", "losses": "Loss", "retention": "Retention", "evaluation": "Evaluator"
+    }  # fmt: skip
+    offered = {f"mmalign.retention.{name}" for name in _subclasses("retention", "Policy")} | set(SOURCES.values())
+    for package, contract in contracts.items():
+        offered |= {f"mmalign.{package}.{name}" for name in _subclasses(package, contract)}
+    offered -= {"mmalign.encoders.CausalLanguageModel"}  # what two of them are
+    named = [f"{package}.{name}" for package, name in _parts()]
+    assert sorted(named) == sorted(offered)
+
+
+def _subclasses(package, contract):
+    module = import_module(f"mmalign.{package}")
+    base = getattr(module, contract)
+    found = {name: getattr(module, name) for name in module.__all__}
+    return [n for n, kind in found.items() if isinstance(kind, type) and issubclass(kind, base) and kind is not base]
+
+
+@pytest.mark.parametrize("part", [".".join(part) for part in _parts()])
+def test_every_part_tells_its_settings(part):
+    """`python -m pydoc` shows the docstrings of class and constructor: every setting stands in one of them."""
+    module, _, kind = part.rpartition(".")
+    kind = getattr(import_module(module), kind)
+    told = f"{kind.__doc__}\n{kind.__init__.__doc__}"
+    for name, setting in list(inspect.signature(kind.__init__).parameters.items())[1:]:
+        variadic = setting.kind in (setting.VAR_POSITIONAL, setting.VAR_KEYWORD)  # of object, where there is no own one
+        assert variadic or re.search(rf"\b{name}\b", told), name

@@ -21,6 +21,7 @@ class AudioTransformer(AudioEncoder):
         width, depth, heads: of the transformer.
         patch_frames: frames per position: 4 frames of 10 ms give 25 positions a second.
         mel: the front end.
+        mlp_ratio: width of the perceptrons over that of the transformer.
         dropout: in attention and perceptrons.
         max_seconds: longer clips are cut.
         gain_db: random gain in training, within ± this.

@@ -29,6 +29,7 @@ class TextBytePatches(CausalLanguageModel):
         patch_bytes: bytes per patch.
         context_bytes: how far the local vectors look back.
         max_length: bytes and the two special tokens.
+        mlp_ratio: width of the perceptrons over that of the transformer.
         dropout: in attention and perceptrons.
         language_first: for a tower that learns to write before it learns to align. What an untrained transformer says
             is noise to the prediction, which learns first of all to drown it in a constant, and then all texts have

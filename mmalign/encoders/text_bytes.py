@@ -51,6 +51,7 @@ class TextBytes(CausalLanguageModel):
     Args:
         width, depth, heads: of the transformer.
         max_length: bytes and the two special tokens.
+        mlp_ratio: width of the perceptrons over that of the transformer.
         dropout: in attention and perceptrons.
     """
 

@@ -44,6 +44,7 @@ class ZeroShotClassification(Evaluator):
         modality: what is classified.
         text_modality: what reads the prompts.
         dataset: name in the rows; None means that of the shard directory.
+        batch_size: rows that a tower sees at a time.
     """
 
     def __init__(

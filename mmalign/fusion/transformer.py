@@ -15,6 +15,7 @@ class TransformerFusion(Fusion):
 
     Args:
         depth, heads: of the transformer; its width is the shared `dim`.
+        mlp_ratio: width of the perceptrons over that of the transformer.
         dropout: in attention and perceptrons.
     """
 

@@ -57,8 +57,11 @@ class Folder(_Pictures):
     and those that share a caption stay on one side.
 
     Args:
+        directory: the folder; subfolders are searched, too.
         side: longest side of a stored picture in pixels.
-        val_share: likewise test_share; used only when the folder has no splits of its own.
+        val_share, test_share: of the pictures, where the folder has no splits of its own.
+        seed: of that division.
+        licence: of the pictures, for the data card.
     """
 
     name = "folder"
@@ -110,8 +113,14 @@ class Table(_Pictures):
     lead out; in Parquet also bytes, plain or as a struct with `bytes`, which stay in memory during the build.
 
     Args:
-        picture_root: None means the folder of the table.
+        path: the table.
+        picture_column, caption_column: names of its columns.
         split_column: None divides the pictures by a hash, those that share a caption on one side.
+        picture_root: None means the folder of the table.
+        side: longest side of a stored picture in pixels.
+        val_share, test_share: of the pictures, without a `split_column`.
+        seed: of that division.
+        licence: of the pictures, for the data card.
     """
 
     name = "table"
@@ -196,7 +205,13 @@ class HubDataset(_Pictures):
     A `DatasetDict` keeps its splits; a `Dataset` is divided by a hash. Nothing of the data set is executed.
 
     Args:
+        directory: what was written.
+        picture_column: its pictures.
         caption_column: texts, or lists of texts.
+        side: longest side of a stored picture in pixels.
+        val_share, test_share: of the pictures of a `Dataset`.
+        seed: of that division.
+        licence: of the pictures, for the data card.
     """
 
     name = "hub"

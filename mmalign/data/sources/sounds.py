@@ -56,6 +56,8 @@ class AudioCaps(_Recordings):
     Clips that could not be fetched when the data set was made are missing in everybody's copy; the report counts them.
 
     Args:
+        root: the folder that all of this lies in.
+        sample_rate_hz: of the stored recordings.
         source_rate_hz: in the name of the folder of recordings.
         tables: folder of the CSV files.
     """
@@ -86,6 +88,11 @@ class Clotho(_Recordings):
     """`ROOT/CLOTHO_v2.1/clotho_csv_files/clotho_captions_PART.csv` and `…/clotho_audio_files/PART/*.wav`.
 
     development is `train`, validation `val`, evaluation `test`; five captions each.
+
+    Args:
+        root: the folder that all of this lies in.
+        sample_rate_hz: of the stored recordings.
+        version: in the name of the folder.
     """
 
     name = "clotho"
@@ -114,9 +121,13 @@ class WavCaps(_Recordings):
     WavCaps has no splits: recordings are divided by a hash, those with the same caption on one side.
 
     Args:
+        root: the folder that all of this lies in.
         sources: which of the four parts to use.
+        sample_rate_hz: of the stored recordings.
         exclude: a list of identifiers to leave out, in the layout of `json_files/blacklist/*.json`; what AudioCaps,
             Clotho or ESC-50 test on must be excluded before they are evaluated.
+        val_share, test_share: of the recordings.
+        seed: of the division.
     """
 
     name = "wavcaps"
@@ -176,6 +187,10 @@ class ESC50(_Recordings):
     """`ROOT/ESC-50-master/meta/esc50.csv` and `…/audio/*.wav`: 50 classes; captions "the sound of CLASS".
 
     Folds 1 to 3 are `train`, 4 `val`, 5 `test`. The json holds `category`; samples of a class share a `group`.
+
+    Args:
+        root: the folder that all of this lies in.
+        sample_rate_hz: of the stored recordings.
     """
 
     name = "esc50"
