@@ -9,18 +9,15 @@ from typing import Any
 import lightning as L
 from torch import nn
 
-from mmalign.data.config import Reading, ShardData
+from mmalign.data.config import Reading
 from mmalign.data.faults import QuarantineLog
-from mmalign.data.features import FeatureCache
 from mmalign.data.index import ShardSet
 from mmalign.data.loader import StageLoader
-from mmalign.data.precompute import open_or_build, weights_hash
-from mmalign.data.stream import Stream
 from mmalign.data.workers import workers_per_process
 from mmalign.evaluation.base import Evaluator, Moment
 from mmalign.evaluation.run import evaluate_all
 from mmalign.evaluation.table import Row, read_rows, write_rows
-from mmalign.retention.base import Retention, StagePlan, preprocess_of
+from mmalign.retention.base import Retention, StagePlan
 from mmalign.training.callbacks import Checkpoints, Journal, StepsBar, stop, stop_unless_finite
 from mmalign.training.checkpoints import AtomicCheckpointIO, CheckpointFolder, load_checkpoint, save_atomically
 from mmalign.training.cost import CostMeter, StageCost
@@ -32,8 +29,9 @@ from mmalign.training.load import read_weights
 from mmalign.training.logging import RunLoggers
 from mmalign.training.module import AlignmentModule
 from mmalign.training.run_files import write_json
+from mmalign.training.stage_data import never_trained, stage_stream
 from mmalign.training.towers import compile_towers, recompute_layers
-from mmalign.training.trainable import describe_trainable, parameter_counts, wanted_of, warn_of_batch_norm
+from mmalign.training.trainable import describe_trainable, parameter_counts, warn_of_batch_norm
 
 
 class Curriculum:
@@ -75,7 +73,8 @@ class Curriculum:
         self.ended_by: dict[str, bool] = {}  # signals that came while a stage's last step was under way
         workers = experiment.runtime.workers
         workers = workers_per_process(experiment.runtime.devices) if workers is None else workers
-        self.reading = Reading(experiment.limits, workers, self._never_trained())
+        plans = [self.plan(index) for index in range(1, len(experiment.stages) + 1)] if experiment.cached else []
+        self.reading = Reading(experiment.limits, workers, never_trained(experiment.cached, plans))
         experiment.model.reading = self.reading
 
     def run(self, loggers: RunLoggers) -> list[Row]:
@@ -99,22 +98,6 @@ class Curriculum:
                 self._evaluate_missing(index)
                 self.evaluated = True
         return self.rows
-
-    def _never_trained(self) -> frozenset[str]:
-        """The modalities of `cached` whose towers no stage trains.
-
-        Raises:
-            ValueError: every stage trains one of the towers, so that its outputs could never be kept.
-        """
-        experiment = self.experiment
-        plans = [self.plan(index) for index in range(1, len(experiment.stages) + 1)] if experiment.cached else []
-        for name in experiment.cached:
-            if all(_trains(plan, name) for plan in plans):
-                raise ValueError(
-                    f"cached: every stage trains the {name} tower; its outputs can only be kept where a stage's "
-                    f'trainable says "encoder.{name}: none", or a retention method freezes it'
-                )
-        return frozenset(name for name in experiment.cached if not any(_trains(plan, name) for plan in plans))
 
     def steps_done(self) -> int | None:
         """Optimizer steps up to the run's newest checkpoint, over all stages; None for a new run."""
@@ -333,7 +316,9 @@ class Curriculum:
         checkpoints = Checkpoints(self.checkpoints, runtime.checkpoint_every_steps, runtime.checkpoint_every_minutes)
         trainer, cost = self._trainer(plan, stage, experiment.max_fault_share * samples, checkpoints)
         with self.quarantine.reported():
-            stream = self._stream(plan, trainer.world_size, trainer.global_rank)
+            stream = stage_stream(
+                plan, experiment.model, experiment.cached, self.reading, trainer.global_rank, trainer.world_size
+            )
         loader = StageLoader(stream, workers=self.reading.workers, pin_memory=self.device.type == "cuda")
         module.train()  # Lightning leaves the modes as they are
         if self.rank == 0:
@@ -365,40 +350,6 @@ class Curriculum:
         if self.rank == 0:
             write_json(self.directory / "cost.json", [asdict(cost) for cost in self.costs])
 
-    def _stream(self, plan: StagePlan, world: int, rank: int) -> Stream:
-        new_share = 1.0 - sum(share for _, share in plan.replay.values())
-        if new_share <= 0:
-            raise ValueError(f"stages.{plan.name}: replay takes the whole batch")
-        total = sum(data.weight for data in plan.data.values())
-        sources = {name: (data, new_share * data.weight / total) for name, data in plan.data.items()} | plan.replay
-        return Stream(
-            sources,
-            preprocess_of(self.experiment.model),
-            batch_size=plan.batch_size,
-            seed=plan.seed,
-            stage=plan.name,
-            steps=plan.steps,
-            rank=rank,
-            world=world,
-            limits=self.reading.limits,
-            features=self._features(plan, {name: data for name, (data, _) in sources.items()}),
-        )
-
-    def _features(self, plan: StagePlan, sources: dict[str, ShardData]) -> dict[str, dict[str, FeatureCache]]:
-        """By data set and modality, the outputs of the towers that this stage leaves as they are."""
-        frozen = [name for name in self.experiment.cached if not _trains(plan, name)]
-        towers = {name: self.experiment.model.tower(name) for name in frozen}
-        hashes = {name: weights_hash(tower) for name, tower in towers.items()}
-        limits, workers = self.reading.limits, self.reading.workers
-        return {
-            source: {
-                name: open_or_build(data, name, tower, hashes[name], limits, num_workers=workers)
-                for name, tower in towers.items()
-                if data.modalities is None or name in data.modalities
-            }
-            for source, data in sources.items()
-        }
-
     def _trainer(
         self, plan: StagePlan, stage: Stage, allowed_faults: float, checkpoints: Checkpoints
     ) -> tuple[L.Trainer, CostMeter]:
@@ -423,7 +374,3 @@ class Curriculum:
             use_distributed_sampler=False,
             num_sanity_val_steps=0,
         ), cost
-
-
-def _trains(plan: StagePlan, modality: str) -> bool:
-    return wanted_of(plan.trainable, f"encoder.{modality}") != "none"

@@ -14,6 +14,7 @@ from mmalign.data.workers import workers_per_process
 from mmalign.evaluation.embed import embed_modality
 from mmalign.training.config import build_experiment, check_config
 from mmalign.training.curriculum import Curriculum
+from mmalign.training.stage_data import stage_features
 from mmalign.training.yaml_config import read_config
 
 DEBUG = Path(__file__).parents[2] / "configs" / "debug.yaml"
@@ -83,7 +84,7 @@ def test_training_and_evaluation_share_a_cache(tmp_path: Path, batch_size: int) 
     run = curriculum(tmp_path, retention={"frozen": FROZEN}, limits={"max_pixels": 5000})
     model = run.experiment.model.eval()
     cached = embed_modality(model, data, "image", batch_size)
-    features = run._features(run.plan(1), {"scenes": data})
+    features = stage_features(run.plan(1), model, ["image"], run.reading, {"scenes": data})
     (cache,) = (tmp_path / "scenes" / "features").glob("*/cache.json")
     assert features["scenes"]["image"].digest == cache.parent.name
     assert json.loads(cache.read_text())["limits"]["max_pixels"] == 5000
