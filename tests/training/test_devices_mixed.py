@@ -17,7 +17,10 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
+from transformers import LlamaConfig
 
+from mmalign.bench.material import write_clip
+from mmalign.encoders import Encoder, ImageOpenClip, ImageTimm, TextBytePatches, TextCausalHF, TextOpenClip
 from mmalign.training import curriculum
 from mmalign.training.config import check_config
 from mmalign.training.run import train
@@ -172,4 +175,39 @@ def test_a_run_on_a_gpu_mixes_no_devices(tmp_path, monkeypatch, name):
     config = check_config(read_config(DEBUG, QUICK | {"retention": methods} | MORE[name]))
     with PretendGpu() as mode:
         train(config, tmp_path / "run")
+    assert dict(mode.mixed) == {}
+
+
+def _llama(folder: Path) -> Encoder:
+    LlamaConfig(
+        vocab_size=100, hidden_size=32, intermediate_size=64, num_hidden_layers=4, num_attention_heads=2,
+        architectures=["LlamaForCausalLM"],
+    ).save_pretrained(folder / "llama")  # fmt: skip
+    tower = TextCausalHF(str(folder / "llama"), pretrained=False, max_length=16, prefix_cache_bytes=10**7)
+    for layer in tower.layers()[:-1]:
+        layer.requires_grad_(False)
+    return tower
+
+
+TOWERS = {
+    "timm": (lambda folder: ImageTimm("vit_tiny_patch16_224", pretrained=False, size=64, patch_dropout=0.25), "image"),
+    "open_clip": (lambda folder: ImageOpenClip(write_clip(folder / "clip", 64, 2, 64, 2), patch_dropout=0.5), "image"),
+    "open_clip text": (lambda folder: TextOpenClip(write_clip(folder / "clip", 64, 2, 64, 2)), "text"),
+    "byte patches": (lambda folder: TextBytePatches(32, 2, 2, pooler_depth=1), "text"),
+    "a language model with a remembered prefix": (_llama, "text"),
+}
+
+
+@pytest.mark.parametrize("name", TOWERS)
+def test_a_tower_on_a_gpu_mixes_no_devices(tmp_path, name):
+    make, kind = TOWERS[name]
+    tower = make(tmp_path)
+    values = torch.randint(1, 99, (4, 24)) if kind == "text" else torch.randn(4, 3, 64, 64)
+    mask = torch.arange(24) < torch.tensor([[4], [24], [0], [9]]) if kind == "text" else None
+    with PretendGpu() as mode:
+        tower.to(GPU)
+        for training in (True, True, False):  # in the second step, what is remembered is read
+            pooled = tower.train(training)(values.to(GPU), None if mask is None else mask.to(GPU)).pooled
+            assert pooled.device == GPU
+            pooled.sum().backward()
     assert dict(mode.mixed) == {}
