@@ -10,6 +10,7 @@ import pytest
 import soundfile
 from PIL import Image
 
+from mmalign import assets
 from mmalign.data.index import build_index
 from mmalign.data.sample import RawSample
 from mmalign.data.shards import write_shards
@@ -87,6 +88,9 @@ def shortened(file: Path, arm: str | None) -> dict:
 @pytest.mark.parametrize(("file", "arm"), RUNS)
 def test_two_steps(workplace, file, arm):
     config = shortened(file, arm)
+    for name in ("efficientnet-lite0", "minilm", "smollm2-135m", "wordnet"):
+        if name in file.read_text():
+            assets.fetch(name)
     out = workplace / f"{file.stem}-{arm}"
     train(config, out)
     rows = read_rows(out / "metrics.jsonl")
