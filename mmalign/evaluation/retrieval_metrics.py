@@ -199,18 +199,22 @@ def _count(mask: Tensor) -> Tensor:
 def _merge_top(scores: Tensor, maxima: Tensor, top: Tensor, wanted: Tensor, lowest: Tensor) -> None:
     """Update `top`, the ten largest scores of the wanted rows, in place; scores below `lowest` do not matter.
 
-    The ten largest lie in the ten interleaved groups of columns with the largest maxima: only these are looked at.
+    The ten largest lie in the ten interleaved groups of columns with the largest maxima, and what matters in those
+    whose maximum does: only these are looked at.
     """
+    floor = torch.maximum(lowest, top.amin(1))
+    rows = (wanted & (maxima.amax(1) >= floor)).nonzero().squeeze(1)
+    if not len(rows):
+        return
     groups = scores.view(len(scores), _GROUPED, -1)
-    wanted = wanted & (maxima.amax(1) >= torch.maximum(lowest, top.amin(1)))
-    places = min(CUTOFF, maxima.shape[1])
-    if 2 * int(wanted.sum()) > len(scores):  # most rows: a gather over all of them is cheaper than indexing some
-        chosen = maxima.topk(places, 1, sorted=False).indices
+    if 2 * len(rows) > len(scores):  # most rows: a gather over all of them is cheaper than indexing some
+        chosen = maxima.topk(min(CUTOFF, maxima.shape[1]), 1, sorted=False).indices
         found = groups.gather(2, chosen.unsqueeze(1).expand(-1, _GROUPED, -1)).flatten(1)
         top.copy_(torch.cat([top, found], 1).topk(CUTOFF, 1, sorted=False).values)
         return
-    rows = wanted.nonzero()
-    chosen = maxima[rows[:, 0]].topk(places, 1, sorted=False).indices
+    some = maxima[rows]
+    places = min(CUTOFF, int((some >= floor[rows].unsqueeze(1)).sum(1).max()))
+    chosen = some.topk(places, 1, sorted=False).indices
     member = torch.arange(_GROUPED, device=scores.device).view(1, _GROUPED, 1)
-    found = groups[rows.unsqueeze(2), member, chosen.unsqueeze(1)].flatten(1)
-    top[rows[:, 0]] = torch.cat([top[rows[:, 0]], found], 1).topk(CUTOFF, 1, sorted=False).values
+    found = groups[rows.view(-1, 1, 1), member, chosen.unsqueeze(1)].flatten(1)
+    top[rows] = torch.cat([top[rows], found], 1).topk(CUTOFF, 1, sorted=False).values
