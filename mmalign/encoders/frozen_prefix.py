@@ -48,6 +48,10 @@ class FrozenPrefix:
 
     Where it is used, a compiled tower's layers run uncompiled.
 
+    Cost: a text by itself makes slow matrix products. Of SmolLM2-135M with four layers trained, a step of 64 texts of
+    ten tokens takes, on one core with AMX, .38 times as long as without when all are remembered, and 10 times as long
+    when none is (in float32 .33 and 4.3 times): it pays for texts that are met more than about 15 times (6 times).
+
     Args:
         capacity_bytes: texts that would need more are computed again each time.
     """
