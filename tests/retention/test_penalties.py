@@ -371,7 +371,8 @@ def test_what_two_ranks_return_adds_up_to_what_one_returns(workshop, kind: str) 
             assert process.exitcode == 0
         totals.append([sum(parts) for parts in zip(*results, strict=True)])
     assert totals[0][0] > 1e-4
-    assert totals[1] == pytest.approx(totals[0], rel=1e-4)
+    # a penalty is a small difference of log-likelihoods: float32 rounds these, on every processor in its own way
+    assert totals[1] == pytest.approx(totals[0], rel=1e-4, abs=2e-7)
 
 
 def _rank(rank: int, world: int, store: Path, plan: Any, model: Any, methods: dict[str, Retention], queue: Any) -> None:
