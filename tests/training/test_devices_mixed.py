@@ -29,7 +29,8 @@ from mmalign.training.yaml_config import read_config
 DEBUG = Path(__file__).parents[2] / "configs" / "debug.yaml"
 DOCSTRINGS = {"shards": "data/debug-docstrings", "modalities": {"text": "txt"}}
 QUICK = {
-    "sources.data/debug.init_args": {"train": 96, "val": 16, "test": 16, "test_compositional": 16},
+    "sources.data/debug.init_args": {"train": 64, "val": 8, "test": 8, "test_compositional": 8, "workers": 1},
+    "evaluation.language.init_args.data.limit": 4,
     **{f"stages.{stage}.steps": 2 for stage in ("image_text", "audio_text")},
     **{f"stages.{stage}.optimization.warmup_steps": 1 for stage in ("image_text", "audio_text")},
     "runtime": {"accelerator": "cpu", "workers": 0, "threads": 1, "progress_bar": False},
@@ -39,7 +40,7 @@ METHODS = {
     "memory": {
         "memory": ("Replay", {"share": 0.25, "capacity": 20, "text": DOCSTRINGS}),
         "similarity": ("ZSCL", {}),
-        "fisher": ("EWC", {}),
+        "fisher": ("EWC", {"batches": 2, "batch_size": 8}),
         "wise": ("WiSE", {}),
     },
     "teachers": {
