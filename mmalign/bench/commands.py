@@ -3,9 +3,10 @@
 from pathlib import Path
 from typing import Any
 
-from mmalign.bench.base import NO_BAR, Settings
+from mmalign.bench.base import Settings
 from mmalign.bench.catalogue import NAMES, find
 from mmalign.bench.machine import physical_cores
+from mmalign.bench.ratios import bars_held
 from mmalign.bench.results import facts, open_results, put_rows, save
 from mmalign.bench.run import describe, measure_ceilings, names_of, run_benchmark, title
 
@@ -46,9 +47,10 @@ def bench(names: list[str], growth: bool, out: Path | None, threads: int | None,
     if growth and device != "cpu":
         raise ValueError(f"--growth is measured on the cpu, not on --device {device}")
     wanted = names_of(names, device) if names or not growth else []
-    from mmalign.training.device import named_device
+    if device != "cpu":
+        from mmalign.training.device import named_device
 
-    named_device(device)
+        named_device(device)
     settings = Settings(threads or physical_cores(), scale, device)
     if out is None and scale == 1 and RESULTS[device].parent.is_dir():
         out = RESULTS[device]
@@ -99,5 +101,4 @@ def _print_summary(content: dict[str, Any]) -> None:
     rows = content["rows"]
     if rows:
         missing = sum(row["ratio_median"] is None for row in rows)
-        bars = sum(row["bar"] != NO_BAR for row in rows)
-        print(f"\n{sum(row['holds'] for row in rows)} of {bars} bars hold; {missing} could not be measured")
+        print(f"\n{bars_held(rows)} bars hold; {missing} could not be measured")

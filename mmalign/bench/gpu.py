@@ -32,27 +32,30 @@ def _against(peer: str, name: str, suffix: str = "", note: str = "") -> tuple[Qu
     )
 
 
-def _equal(name: str) -> tuple[Quantity, ...]:
+def _against_open_clip(name: str) -> tuple[Quantity, ...]:
+    sides = {
+        "mmalign": "fp32", "mmalign-bf16": "bf16", "open_clip": f"fp32, {name}", "open_clip-bf16": f"bf16, {name}"
+    }  # fmt: skip
     return (
+        *_against("open_clip", name),
         Quantity("difference of the loss", "loss", "mmalign", "open_clip", name, "<= 1e-5", "relative"),
         Quantity("difference of the gradients", "gradient", "mmalign", "open_clip", name, "<= 1e-4", "relative"),
+        *_against("open_clip", name, "-bf16", _BF16_NOTE),
+        *(
+            Quantity(
+                f"share of the rate of matrix products, {words}", "share", side, None, "–", NO_BAR, note=_SHARE_NOTE
+            )
+            for side, words in sides.items()
+        ),
     )
-
-
-def _shares(name: str) -> tuple[Quantity, ...]:
-    return tuple(
-        Quantity(f"share of the rate of matrix products, {words}", "share", side, None, "–", NO_BAR, note=_SHARE_NOTE)
-        for side, words in (
-            ("mmalign", "fp32"), ("mmalign-bf16", "bf16"), ("open_clip", f"fp32, {name}"),
-            ("open_clip-bf16", f"bf16, {name}"),
-        )
-    )  # fmt: skip
 
 
 class _LossOnGpu(Benchmark):
     """Every side's loss and gradients of the same vectors; the median of a few steps in one process."""
 
     device = "cuda"
+    sides: ClassVar[tuple[str, ...]] = ("open_clip", "mmalign", "open_clip-bf16", "mmalign-bf16")
+    needs: ClassVar = dict.fromkeys(("open_clip", "open_clip-bf16"), ("open_clip",))
     loss: ClassVar[LossName]
     rows: ClassVar[int]
 
@@ -75,15 +78,9 @@ class _LossOnGpu(Benchmark):
 
 class _InfoNCEOnGpu(_LossOnGpu):
     loss = "infonce"
-    sides = ("open_clip", "mmalign", "open_clip-bf16", "mmalign-bf16", "inf_cl")
-    needs: ClassVar = {"open_clip": ("open_clip",), "open_clip-bf16": ("open_clip",), "inf_cl": ("inf_cl",)}
-    quantities = (
-        *_against("open_clip", "open_clip ClipLoss"),
-        *_equal("open_clip ClipLoss"),
-        *_against("open_clip", "open_clip ClipLoss", "-bf16", _BF16_NOTE),
-        *_against("inf_cl", "Inf-CLIP's loss"),
-        *_shares("open_clip ClipLoss"),
-    )
+    sides = (*_LossOnGpu.sides, "inf_cl")
+    needs: ClassVar = {**_LossOnGpu.needs, "inf_cl": ("inf_cl",)}
+    quantities = (*_against_open_clip("open_clip ClipLoss"), *_against("inf_cl", "Inf-CLIP's loss"))
 
 
 class InfoNCE8192(_InfoNCEOnGpu):
@@ -103,14 +100,7 @@ class InfoNCE65536(_InfoNCEOnGpu):
 
 class _SigLIPOnGpu(_LossOnGpu):
     loss = "siglip"
-    sides = ("open_clip", "mmalign", "open_clip-bf16", "mmalign-bf16")
-    needs: ClassVar = {"open_clip": ("open_clip",), "open_clip-bf16": ("open_clip",)}
-    quantities = (
-        *_against("open_clip", "open_clip SigLipLoss"),
-        *_equal("open_clip SigLipLoss"),
-        *_against("open_clip", "open_clip SigLipLoss", "-bf16", _BF16_NOTE),
-        *_shares("open_clip SigLipLoss"),
-    )
+    quantities = _against_open_clip("open_clip SigLipLoss")
 
 
 class SigLIP8192(_SigLIPOnGpu):

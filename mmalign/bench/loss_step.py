@@ -22,8 +22,9 @@ class LossStep:
     "gradient.x", "gradient.y" and "gradient.log_scale".
 
     Args:
-        loss: which.
-        compute: the loss of both modalities' vectors, differentiable by them and by `log_scale`.
+        compute: the loss, differentiable by `x`, `y` and `log_scale`.
+        x, y: both modalities' vectors, [rows, DIM].
+        log_scale: logarithm of the factor of the similarities; a scalar.
     """
 
     def __init__(self, compute: Callable[[], Tensor], x: Tensor, y: Tensor, log_scale: Tensor) -> None:
@@ -55,7 +56,8 @@ def loss_step(
     device: str = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> LossStep:
-    """
+    """The step on `batch` pairs of vectors that mostly find each other.
+
     Args:
         batch: rows.
         peer: one of PEERS; None is mmalign.

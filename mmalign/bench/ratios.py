@@ -60,6 +60,11 @@ def reaches(value: float, bar: str) -> bool:
     return value <= float(limit) if sign == "<=" else value >= float(limit)
 
 
+def bars_held(rows: Sequence[Mapping[str, Any]]) -> str:
+    """How many of those rows that have a bar reach it: "33 of 34"."""
+    return f"{sum(row['holds'] for row in rows)} of {sum(row['bar'] != NO_BAR for row in rows)}"
+
+
 def verdict(possible: float, bar: str) -> str:
     """The end of a roofline: whether what the machine allows at best, `possible`, explains that the bar was missed."""
     if reaches(possible, bar):

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from mmalign.bench.base import NO_BAR
+from mmalign.bench.ratios import bars_held
 from mmalign.report.style import number
 
 _BLOCK = re.compile(r"(<!-- results:(?P<name>[\w.-]+) -->\n)(?P<body>.*?)(<!-- /results:(?P=name) -->)", re.DOTALL)
@@ -106,8 +107,7 @@ def _benchmarks(content: dict[str, Any]) -> str:
         for remark in filter(None, (row["note"], row["roofline"])):
             remarks.append(f"- {_escaped(row['benchmark'])}, {_escaped(row['quantity'])}: {_escaped(remark)}.")
     parts = ["\n".join("| " + " | ".join(line) + " |" for line in lines)]
-    bars = sum(row["bar"] != NO_BAR for row in content["rows"])
-    parts.append(f"{sum(row['holds'] for row in content['rows'])} of {bars} bars are reached.")
+    parts.append(f"{bars_held(content['rows'])} bars are reached.")
     parts += ["\n".join(remarks)] if remarks else []
     known = ", ".join(f"{name} {version}" for name, version in content["versions"].items() if version)
     command, size = content["command"], "" if content["scale"] == 1 else f"; {content['scale']:g} of the full sizes"

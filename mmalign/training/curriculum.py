@@ -68,7 +68,7 @@ class Curriculum:
         self.stage_facts: list[dict[str, Any]] = []
         self.initial_pairs: list[list[str]] = []
         self.device = root_device(experiment.runtime)
-        self.evaluated = False
+        self.evaluated: set[str] = set()  # the columns that this process has measured on the weights that it holds
         self.new_columns: set[str] = set()  # those that the restored checkpoint does not know, or knows otherwise
         self.ended_by: dict[str, bool] = {}  # signals that came while a stage's last step was under way
         workers = experiment.runtime.workers
@@ -86,7 +86,6 @@ class Curriculum:
         self._evaluate_lost(start)
         if self._missing(start) or not self.rows:
             self._evaluate_missing(start)
-            self.evaluated = True
             if start == 0 or self.new_columns:
                 self._save_end(start)  # with the references that evaluators took at the start
         for index, name in enumerate(names, 1):
@@ -96,7 +95,6 @@ class Curriculum:
                 if any(self.ended_by.values()):
                     stop(self.ended_by["interrupted"])
                 self._evaluate_missing(index)
-                self.evaluated = True
         return self.rows
 
     def steps_done(self) -> int | None:
@@ -234,6 +232,7 @@ class Curriculum:
             self._evaluate_missing(index)
         if lost:
             self._load_end(restored)
+            self.evaluated = set()
 
     def _missing(self, index: int) -> dict[str, Evaluator]:
         """The columns without figures of the end of that stage; 0 is the start."""
@@ -243,8 +242,10 @@ class Curriculum:
 
     def _evaluate_missing(self, index: int) -> None:
         """All columns that have no figures of that moment yet, with the weights as they are."""
+        missing = self._missing(index)
         with self.quarantine.reported():
-            rows = evaluate_all(self.experiment.model, self._missing(index), self.moment(index))
+            rows = evaluate_all(self.experiment.model, missing, self.moment(index))
+        self.evaluated = set(missing)
         order = {name: number for number, name in enumerate(self.experiment.evaluation)}
         self.rows += rows
         self.rows.sort(key=lambda row: (row.stage_index, order.get(row.column, len(order))))

@@ -97,10 +97,10 @@ def finish(curriculum: Curriculum, directory: Path, loggers: Any) -> Path:
     step = curriculum.rows[-1].step if curriculum.rows else 0
     if curriculum.rank == 0:
         write_json(directory / "run.json", describe_run(curriculum.config, curriculum.stage_facts))
-        if curriculum.evaluated and curriculum.rows:  # in this process; else the files of the last process are there
+        if curriculum.evaluated:  # in this process; else the files of the last process are there
             stage = curriculum.rows[-1].stage
-            save_examples(directory, experiment, stage)
-            save_diagnostics(directory, experiment, stage)
+            save_examples(directory, experiment, stage, curriculum.evaluated)
+            save_diagnostics(directory, experiment, stage, curriculum.evaluated)
     evaluate_sweep(curriculum, directory)
     if curriculum.rank != 0:
         return directory / "report.html"

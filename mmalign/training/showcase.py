@@ -1,5 +1,6 @@
 """What a person looks at after a run: examples of retrieval with pictures and sounds, and the modality gap."""
 
+from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
@@ -9,17 +10,34 @@ from mmalign.data.sample import DEFAULT_MEMBERS, RawSample
 from mmalign.data.scan import key_hash
 from mmalign.data.shardset import ShardSet
 from mmalign.evaluation.retrieval import Retrieval
-from mmalign.report.examples import AUDIO_TYPES, IMAGE_TYPES, Example, Item, Result, save_media, write_examples
+from mmalign.report.examples import (
+    AUDIO_TYPES,
+    IMAGE_TYPES,
+    Example,
+    Item,
+    Result,
+    read_examples,
+    save_media,
+    write_examples,
+)
 from mmalign.training.experiment import Experiment
 from mmalign.training.run_files import write_json
 
 EXAMPLES_PER_COLUMN = 36
 
 
-def save_examples(directory: Path, experiment: Experiment, stage: str) -> None:
-    """The examples that the retrieval columns found in their last evaluation -> RUN/examples."""
+def save_examples(directory: Path, experiment: Experiment, stage: str, columns: Collection[str]) -> None:
+    """The examples that retrieval columns found in their last evaluation -> RUN/examples.
+
+    Args:
+        columns: those that were evaluated; of the others the examples that are there stay.
+    """
     found: list[Example] = []
+    before = read_examples(directory)
     for column, evaluator in experiment.evaluation.items():
+        if column not in columns:
+            found += [example for example in before if example.column == column]
+            continue
         if not isinstance(evaluator, Retrieval):
             continue
         shelf = _Shelf(directory, evaluator.data)
@@ -33,11 +51,16 @@ def save_examples(directory: Path, experiment: Experiment, stage: str) -> None:
     write_examples(directory, found)
 
 
-def save_diagnostics(directory: Path, experiment: Experiment, stage: str) -> None:
-    """The modality gap of the first retrieval column -> RUN/diagnostics.json."""
-    for evaluator in experiment.evaluation.values():
-        if isinstance(evaluator, Retrieval) and evaluator.diagnostics.get("points"):
-            write_json(directory / "diagnostics.json", {"modality_gap": {"stage": stage, **evaluator.diagnostics}})
+def save_diagnostics(directory: Path, experiment: Experiment, stage: str, columns: Collection[str]) -> None:
+    """The modality gap of the first retrieval column -> RUN/diagnostics.json; `columns` as above."""
+    path = directory / "diagnostics.json"
+    for column, evaluator in experiment.evaluation.items():
+        if not isinstance(evaluator, Retrieval):
+            continue
+        if column not in columns and path.exists():
+            return
+        if column in columns and evaluator.diagnostics.get("points"):
+            write_json(path, {"modality_gap": {"stage": stage, **evaluator.diagnostics}})
             return
 
 

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import torch
 
 from mmalign.evaluation.table import read_rows, write_rows
 from mmalign.export.folder import export_model
+from mmalign.report.examples import read_examples
 from mmalign.training.config import check_config
 from mmalign.training.curriculum import Curriculum
 from mmalign.training.load import load_model
@@ -135,6 +137,21 @@ def test_columns_that_come_later_are_measured_on_all_stages():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Curriculum, "_evaluate_missing", None)  # nothing is left to do
         train(small(*stages, evaluation={"drift": drift, "language": shorter}), Path("later"), resume=True)
+
+
+def test_a_column_that_comes_later_leaves_the_examples_of_the_others():
+    column = {
+        "class_path": "mmalign.evaluation.Retrieval",
+        "init_args": {"data": {**SCENES["scenes"], "split": "test"}},
+    }
+    train(small(stage(steps=2), evaluation={"first": column}), Path("examples"))
+    before, gap = read_examples(Path("examples")), Path("examples/diagnostics.json").read_text()
+    train(small(stage(steps=2), evaluation={"first": column, "second": column}), Path("examples"), resume=True)
+    after = read_examples(Path("examples"))
+    assert before
+    assert [example for example in after if example.column == "first"] == before
+    assert [replace(example, column="first") for example in after if example.column == "second"] == before
+    assert Path("examples/diagnostics.json").read_text() == gap
 
 
 def test_a_new_column_of_a_run_that_was_killed_within_a_stage():
