@@ -50,6 +50,7 @@ class Captions(_Ranks):
     name = "retrieval"
     title = "ranks and AP@10 of 5,000 pictures among 25,000 captions, 512 channels"
     pictures, captions = 5_000, 25_000
+    pairs = 9
     sides = ("matmul", "mmalign", "clip_benchmark-small", "mmalign-small")
     needs: ClassVar = {"clip_benchmark-small": ("clip_benchmark",)}
     quantities = (

@@ -23,8 +23,14 @@ CUTOFF = 10
 _GROUPED = 16
 """Scores of a row that are looked at together, through their maximum."""
 
-_STRIP = 128
+_STRIP = 64
 """Queries at a time where only the relevant items of a few groups matter."""
+
+_SELECTED = 1 << 18
+"""Relevant scores that are sorted at a time."""
+
+_FEW = 4
+"""Groups a row up to which looking at each beats looking at everything."""
 
 _Strip = tuple[slice, int, int]
 """Rows, and the columns first … stop-1 among which all their relevant items are."""
@@ -101,17 +107,16 @@ def _rank_block(
         (slice(top, top + _STRIP), int(first[top : top + _STRIP].min()), int(stop[top : top + _STRIP].max()))
         for top in range(0, len(rows), _STRIP)
     ]
-    relevant = _relevant_scores(rows, columns, first, stop, strips, tile)
-    bar = relevant - TIE_TOLERANCE
     n_relevant = stop - first
-    before = torch.zeros_like(first)
-    top = rows.new_full((len(rows), CUTOFF), -torch.inf)
-    # One relevant item: its rank says all. Several: their ranks among the first ten follow from the ten best others,
-    # which matter only while the best of the several may still be among the first ten.
-    several = n_relevant > 1
-    lowest = bar.gather(1, n_relevant.clamp(1, CUTOFF).unsqueeze(1) - 1).squeeze(1)
+    places = torch.arange(1, 1 + min(CUTOFF, max(1, int(n_relevant.max()))), device=rows.device)
+    relevant = _relevant_scores(rows, columns, first, stop, strips, len(places), tile)
+    bar = torch.where(relevant.isfinite(), relevant - TIE_TOLERANCE, torch.inf)
+    # How many others stand before each of the best relevant items: before the best counted exactly, before the rest as
+    # far as their places may be among the first ten.
+    before = torch.zeros(bar.shape, dtype=torch.long, device=rows.device)
     width = min(tile, max(1, -(-len(columns) // 128)) * 128)
     scores = rows.new_empty(len(rows), width)
+    maxima = rows.new_empty(len(rows), width // _GROUPED)
     compared = torch.empty(len(rows), width, dtype=torch.bool, device=rows.device)
     crowded = False  # in most rows of the last tile a score reached the bar: then it pays to compare all at once
     for left in range(0, len(columns), width):
@@ -119,35 +124,52 @@ def _rank_block(
         torch.mm(rows, columns[left:right].T, out=scores[:, : right - left])
         scores[:, right - left :] = -torch.inf
         _hide_relevant(scores[:, : right - left], first - left, stop - left, left, strips)
-        maxima = None if crowded else _maxima(scores)
-        reached = _reached(scores, maxima, bar[:, 0], compared)
-        before += reached
+        # The worst relevant item that may still be among the first ten; -1 where not even the best may.
+        last = ((bar < torch.inf) & (_ranks(places, before) <= CUTOFF)).sum(1) - 1
+        several = last > 0
+        look = not crowded or bool(several.any())
+        if look:
+            torch.amax(scores.view(len(scores), _GROUPED, -1), 1, out=maxima)
+        peaks = maxima.amax(1) if look else None
+        reached = _reached(scores, peaks, bar[:, 0], compared)
+        before[:, 0] += reached
         crowded = 2 * int(reached.count_nonzero()) > len(rows)
-        if bool((open_rows := several & (before < CUTOFF)).any()):
-            _merge_top(scores, _maxima(scores) if maxima is None else maxima, top, open_rows, lowest)
-    missing = n_relevant == 0
-    places = torch.arange(1, CUTOFF + 1, device=rows.device)
-    others = (top.unsqueeze(1) >= bar.unsqueeze(2)).sum(2)
-    rank = places + torch.maximum(others, before.unsqueeze(1))  # what stands before the best stands before the rest
+        if peaks is not None:
+            floor = bar.gather(1, last.clamp_min(0).unsqueeze(1))
+            _count_before(scores, maxima, several & (peaks >= floor.squeeze(1)), floor, bar, before)
+    rank = _ranks(places, before)
     hit = (rank <= CUTOFF) & relevant.isfinite()
+    missing = n_relevant == 0
     precision = (hit * places / rank).sum(1) / n_relevant.clamp(1, CUTOFF)
-    return (before + 1).masked_fill(missing, 0), precision.masked_fill(missing, torch.nan)
+    return rank[:, 0].masked_fill(missing, 0), precision.masked_fill(missing, torch.nan)
+
+
+def _ranks(places: Tensor, before: Tensor) -> Tensor:
+    """What stands before the best stands before the rest."""
+    return places + torch.maximum(before, before[:, :1])
 
 
 def _relevant_scores(
-    rows: Tensor, columns: Tensor, first: Tensor, stop: Tensor, strips: list[_Strip], tile: int
+    rows: Tensor, columns: Tensor, first: Tensor, stop: Tensor, strips: list[_Strip], places: int, tile: int
 ) -> Tensor:
-    """Scores of each query's ten best relevant items, falling, -inf where there are fewer."""
-    best = rows.new_full((len(rows), CUTOFF), -torch.inf)
-    for part, begin, end in strips:
-        most = int((stop[part] - first[part]).max())
-        for left in range(begin, end, tile):
-            right = min(left + tile, end)
-            scores = rows[part] @ columns[left:right].T
-            column = first[part].unsqueeze(1) - left + torch.arange(most, device=rows.device)
-            outside = (column < 0) | (column >= torch.clamp(stop[part] - left, max=right - left).unsqueeze(1))
-            found = scores.gather(1, column.clamp(0, right - left - 1)).masked_fill_(outside, -torch.inf)
-            best[part] = torch.cat([best[part], found], 1).topk(CUTOFF, 1).values
+    """Scores of each query's best relevant items, falling, -inf where there are fewer."""
+    best = rows.new_full((len(rows), places), -torch.inf)
+    begins = torch.cat([first.new_full((len(first[part]),), begin) for part, begin, _ in strips])
+    widest = max(end - begin for _, begin, end in strips)
+    scores = rows.new_empty(len(rows), min(widest, tile))
+    most = torch.arange(min(int((stop - first).max()), tile), device=rows.device)
+    at_a_time = _SELECTED // max(1, len(most))
+    for offset in range(0, widest, tile):
+        for part, begin, end in strips:
+            left, right = begin + offset, min(begin + offset + tile, end)
+            if left < right:
+                torch.mm(rows[part], columns[left:right].T, out=scores[part, : right - left])
+        for top in range(0, len(rows), at_a_time):
+            part = slice(top, top + at_a_time)
+            column = (first[part] - begins[part] - offset).clamp_min_(0).unsqueeze(1) + most
+            outside = column >= (stop[part] - begins[part] - offset).clamp_max_(tile).unsqueeze(1)
+            found = scores[part].gather(1, column.clamp_max_(scores.shape[1] - 1)).masked_fill_(outside, -torch.inf)
+            best[part] = torch.cat([best[part], found], 1).topk(places, 1).values
     return best
 
 
@@ -165,20 +187,15 @@ def _within(first: Tensor, stop: Tensor, left: int, right: int) -> Tensor:
     return (column >= first.unsqueeze(1)) & (column < stop.unsqueeze(1))
 
 
-def _maxima(scores: Tensor) -> Tensor:
-    """[rows, columns / 16]: the largest scores of interleaved groups of 16 columns."""
-    return scores.view(len(scores), _GROUPED, -1).amax(1)
-
-
-def _reached(scores: Tensor, maxima: Tensor | None, bar: Tensor, compared: Tensor) -> Tensor:
-    """How many scores of each row reach its bar: in most tiles of a good model none, as the maxima tell at once.
+def _reached(scores: Tensor, peaks: Tensor | None, bar: Tensor, compared: Tensor) -> Tensor:
+    """How many scores of each row reach its bar: in most tiles of a good model none, as the peaks tell at once.
 
     Args:
-        maxima: of the scores; None compares all.
+        peaks: of the rows; None compares all.
         compared: memory for that.
     """
-    if maxima is not None:
-        rows = (maxima.amax(1) >= bar).nonzero().squeeze(1)
+    if peaks is not None:
+        rows = (peaks >= bar).nonzero().squeeze(1)
         none = torch.zeros(len(scores), dtype=torch.long, device=scores.device)
         if not len(rows):
             return none
@@ -196,25 +213,25 @@ def _count(mask: Tensor) -> Tensor:
     return words.view(torch.uint8).sum(-1)
 
 
-def _merge_top(scores: Tensor, maxima: Tensor, top: Tensor, wanted: Tensor, lowest: Tensor) -> None:
-    """Update `top`, the ten largest scores of the wanted rows, in place; scores below `lowest` do not matter.
+def _count_before(scores: Tensor, maxima: Tensor, wanted: Tensor, floor: Tensor, bar: Tensor, before: Tensor) -> None:
+    """Add to `before[:, 1:]` how many scores of the wanted rows reach each bar, or ten where there are more.
 
-    The ten largest lie in the ten interleaved groups of columns with the largest maxima, and what matters in those
-    whose maximum does: only these are looked at.
+    Args:
+        maxima: of interleaved groups of 16 columns; they tell where to look.
+        floor: the lowest bar of each row that matters.
     """
-    floor = torch.maximum(lowest, top.amin(1))
-    rows = (wanted & (maxima.amax(1) >= floor)).nonzero().squeeze(1)
+    rows = wanted.nonzero().squeeze(1)
     if not len(rows):
         return
     groups = scores.view(len(scores), _GROUPED, -1)
-    if 2 * len(rows) > len(scores):  # most rows: a gather over all of them is cheaper than indexing some
-        chosen = maxima.topk(min(CUTOFF, maxima.shape[1]), 1, sorted=False).indices
-        found = groups.gather(2, chosen.unsqueeze(1).expand(-1, _GROUPED, -1)).flatten(1)
-        top.copy_(torch.cat([top, found], 1).topk(CUTOFF, 1, sorted=False).values)
-        return
-    some = maxima[rows]
-    places = min(CUTOFF, int((some >= floor[rows].unsqueeze(1)).sum(1).max()))
-    chosen = some.topk(places, 1, sorted=False).indices
-    member = torch.arange(_GROUPED, device=scores.device).view(1, _GROUPED, 1)
-    found = groups[rows.view(-1, 1, 1), member, chosen.unsqueeze(1)].flatten(1)
-    top[rows] = torch.cat([top[rows], found], 1).topk(CUTOFF, 1, sorted=False).values
+    found = maxima[rows] >= floor[rows]
+    if int(found.count_nonzero()) <= _FEW * len(scores):
+        which, group = found.nonzero(as_tuple=True)
+        rows = rows[which]
+        counts = (groups[rows, :, group].unsqueeze(2) >= bar[rows, 1:].unsqueeze(1)).sum(1)
+    else:  # the ten largest scores lie in the ten groups with the largest maxima
+        group = maxima[rows].topk(min(CUTOFF, maxima.shape[1]), 1, sorted=False).indices
+        member = torch.arange(_GROUPED, device=scores.device).view(1, _GROUPED, 1)
+        best = groups[rows.view(-1, 1, 1), member, group.unsqueeze(1)].flatten(1)
+        counts = torch.stack([(best >= bar[rows, k].unsqueeze(1)).sum(1) for k in range(1, bar.shape[1])], 1)
+    before[:, 1:].index_add_(0, rows, counts)
