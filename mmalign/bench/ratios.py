@@ -67,9 +67,11 @@ def bars_held(rows: Sequence[Mapping[str, Any]]) -> str:
 
 def verdict(possible: float, bar: str) -> str:
     """The end of a roofline: whether what the machine allows at best, `possible`, explains that the bar was missed."""
-    if reaches(possible, bar):
-        return f"; the bar of {bar} is within that, so this does not explain the miss"
-    return f"; the bar of {bar} is out of reach"
+    if not reaches(possible, bar):
+        return f"; the bar of {bar} is out of reach"
+    sign, _, limit = bar.partition(" ")
+    share = possible / float(limit) if sign == "<=" else float(limit) / possible
+    return f"; the bar of {bar} asks for {share:.0%} of what the machine allows"
 
 
 def difference(a: np.ndarray, b: np.ndarray, kind: str) -> float:

@@ -61,10 +61,11 @@ def test_bars():
         reaches(1.0, "about 3")
 
 
-def test_a_roofline_that_leaves_the_bar_in_reach_explains_nothing():
+def test_a_roofline_says_how_much_of_the_machine_a_bar_asks_for():
     assert "out of reach" in verdict(0.45, "<= 0.4")
-    assert "does not explain" in verdict(0.31, "<= 0.4")
+    assert "asks for 78% of" in verdict(0.31, "<= 0.4")
     assert "out of reach" in verdict(4.5, ">= 5")
+    assert "asks for 50% of" in verdict(10, ">= 5")
 
 
 def test_differences():
