@@ -67,7 +67,7 @@ def bytes_per_step(t: Training) -> dict[str, float]:
     gathered: vectors [batch, dim] of two modalities and their likelihoods come in from the other ranks; their gradients
         go back by the same way (reduce-scatter).
     gradients: a ring's all-reduce of all parameters sends and receives each about twice.
-    loss: what the loss holds at a time: all rows and their gradients, two tiles of 256 MB.
+    loss: what the loss holds at a time: all rows and their gradients, a tile of up to 256 MB in each direction.
     """
     share = t.batch / t.gpus
     others = t.batch * (t.gpus - 1) / t.gpus
@@ -96,7 +96,7 @@ def bytes_stored(t: Training) -> dict[str, float]:
 
 
 def flops_per_step(t: Training) -> dict[str, float]:
-    """Per GPU: towers, forward and backward; the loss, whose rows and columns are two passes of four products each."""
+    """Per GPU: towers, forward and backward; the loss, two passes (rows, columns) of at most four products each."""
     share = t.batch / t.gpus
     return {"towers": 3 * t.forward_flops * share, "loss": 2 * 4 * 2 * share * t.batch * t.dim}
 

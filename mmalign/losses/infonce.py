@@ -22,7 +22,8 @@ class InfoNCE(Loss):
 
     Inputs: unit vectors of `a` and `b`, `present`, `group`; `rows` after gathering over ranks.
     Requirements: both modalities have the same number of channels. A batch of one sample teaches nothing.
-    Cost: four products of [batch, dim] by [dim, batch], backward included; memory for the gradients and two tiles.
+    Cost: three products of [batch, dim] by [dim, batch], backward included, where the similarities fit into one tile
+    (of float32, 2,048² on a CPU and 8,192² on a GPU), up to four beyond; memory for the gradients and that tile.
 
     Papers: van den Oord et al. 2018, Representation Learning with Contrastive Predictive Coding; Radford et al. 2021,
     Learning Transferable Visual Models From Natural Language Supervision; for several positives Khosla et al. 2020,

@@ -19,7 +19,7 @@ class SigLIP(Loss):
 
     Inputs: unit vectors of `a` and `b`, `present`, `group`; `rows` after gathering over ranks.
     Requirements: both modalities have the same number of channels.
-    Cost: three products of [batch, dim] by [dim, batch], backward included; memory for the gradients and two tiles.
+    Cost: three products of [batch, dim] by [dim, batch], backward included; memory for the gradients and a tile.
 
     Paper: Zhai et al. 2023, Sigmoid Loss for Language Image Pre-Training.
 

@@ -61,12 +61,15 @@ class _SigmoidContrast(torch.autograd.Function):
             z = torch.mm(band, other.T, out=tile.values).add_(logit_bias.to(x.dtype))
             rows, columns = positives.within(tile)
             z[rows, columns] *= -1  # the loss of a negative is softplus(z), that of a positive softplus(-z)
-            loss += torch.logaddexp(z, zero, out=tile.scratch).sum().to(loss.dtype)
+            for _, values, scratch in tile.strips():
+                loss += torch.logaddexp(values, zero, out=scratch).sum().to(loss.dtype)
+                if wanted:
+                    grad_bias += values.sigmoid_().sum().to(loss.dtype)
             if not wanted:
                 continue
-            z.sigmoid_()
-            z[rows, columns] *= -1
-            grad_bias += z.sum().to(loss.dtype)
+            slopes = z[rows, columns]
+            grad_bias -= 2 * slopes.sum().to(loss.dtype)
+            z[rows, columns] = -slopes
             if grad_x is not None:
                 add_product(grad_x[tile.top : tile.bottom], z, other)
             if grad_y is not None:

@@ -1,8 +1,9 @@
 """The softmax contrast of two sets of vectors, in memory linear in their number.
 
 For similarities s_ij = logit_scale · x_i·y_j the loss needs the log-sum-exp of every row and every column, and its
-gradient is (softmax over the row + softmax over the column - positives). The forward pass keeps the log-sum-exps alone,
-the backward pass computes each tile of s again: four matrix products instead of three, and no matrix.
+gradient is (softmax over the row + softmax over the column - positives). The forward pass keeps the log-sum-exps and
+the last tile of s, the backward pass starts with that and computes each other tile again: three matrix products where
+all is one tile, up to four instead of three where it is not, and no matrix.
 """
 
 from typing import Any
@@ -55,20 +56,24 @@ class _SoftmaxContrast(torch.autograd.Function):
         row_lse = x.new_full((len(x),), -torch.inf, dtype=wide)
         column_lse = x.new_full((len(y),), -torch.inf, dtype=wide)
         attraction = x.new_zeros((), dtype=wide)
-        for tile in tiles(len(x), len(y), x.dtype, x.device, shape):
+        shift: float | None = None
+        covering = tiles(len(x), len(y), x.dtype, x.device, shape)
+        for tile in covering:
             if tile.left == 0:
                 band = x[tile.top : tile.bottom] * logit_scale.to(x.dtype)
             s = torch.mm(band, y[tile.left : tile.right].T, out=tile.values)
             rows, columns = positives.within(tile)
             attraction += s[rows, columns].to(wide) @ positives.share(tile, rows)
             shift = _shift(s, bound)
-            if shift is not None:
-                (s.sub_(shift) if shift else s).exp_()
-            _include(row_lse[tile.top : tile.bottom], s, 1, shift)
-            if weights[1]:
-                _include(column_lse[tile.left : tile.right], s, 0, shift)
+            over_row, over_column = _log_sums(tile, shift, wide, bool(weights[1]))
+            lse = row_lse[tile.top : tile.bottom]
+            torch.logaddexp(lse, over_row, out=lse)
+            if over_column is not None:
+                lse = column_lse[tile.left : tile.right]
+                torch.logaddexp(lse, over_column, out=lse)
         ctx.save_for_backward(x, y, logit_scale, row_lse, column_lse)
         ctx.positives, ctx.weights, ctx.shape, ctx.bound = positives, weights, shape, bound
+        ctx.last = (covering, shift)
         loss = weights[0] * row_lse.sum() - sum(weights) * attraction
         if weights[1]:
             loss += weights[1] * column_lse.sum()
@@ -83,20 +88,27 @@ class _SoftmaxContrast(torch.autograd.Function):
         grad_x = torch.zeros_like(x)
         grad_y = torch.zeros_like(y) if needs_y else None
         grad_scale = row_lse.new_zeros(())
+        # The last tile is as the forward pass left it; after that, or in a second backward pass, none is.
+        covering, shift = ctx.last or (tiles(len(x), len(y), x.dtype, x.device, ctx.shape), None)
+        known, ctx.last = ctx.last is not None, None
         with torch.autocast(x.device.type, enabled=False):
-            for tile in tiles(len(x), len(y), x.dtype, x.device, ctx.shape):
-                if tile.left == 0:
+            for tile in reversed(covering):
+                if tile.right == len(y):
                     band = x[tile.top : tile.bottom] * logit_scale.to(x.dtype)
                 other = y[tile.left : tile.right]
-                s = torch.mm(band, other.T, out=tile.values)
-                _to_gradient(tile, weights, row_lse, column_lse if ctx.weights[1] else None, ctx.bound)
+                s = tile.values
+                if not known:
+                    torch.mm(band, other.T, out=s)
+                    shift = _shift(s, ctx.bound)
+                _to_gradient(tile, weights, row_lse, column_lse if ctx.weights[1] else None, shift, known)
+                known = False
                 rows, columns = ctx.positives.within(tile)
                 s[rows, columns] -= (sum(weights) * ctx.positives.share(tile, rows)).to(s.dtype)
                 if needs_x or needs_scale:
                     add_product(grad_x[tile.top : tile.bottom], s, other)
                 if grad_y is not None:
                     add_product(grad_y[tile.left : tile.right], s.T, band)
-                if tile.right == len(y):
+                if tile.left == 0:
                     grad_scale += along(x, grad_x, tile)
         grad_x.mul_(logit_scale.to(x.dtype))
         return (
@@ -130,27 +142,53 @@ def _shift(s: Tensor, bound: float) -> float | None:
     return (low + high) / 2 if high - low <= 2 * safe else None
 
 
-def _include(lse: Tensor, s: Tensor, axis: int, shift: float | None) -> None:
-    """Add a tile's terms to the log-sum-exps; `s` is exp(similarity - shift), or the similarity where shift is None."""
-    terms = s.logsumexp(axis).to(lse.dtype) if shift is None else s.sum(axis).to(lse.dtype).log_().add_(shift)
-    torch.logaddexp(lse, terms, out=lse)
+def _log_sums(
+    tile: Tile, shift: float | None, wide: torch.dtype, columns: bool
+) -> tuple[Float[Tensor, " tile_rows"], Float[Tensor, " tile_columns"] | None]:
+    """Logarithm of the sum of exp(similarity) over each row, and over each column where wanted.
 
-
-def _to_gradient(tile: Tile, weights: list[Tensor], row_lse: Tensor, column_lse: Tensor | None, bound: float) -> None:
-    """Turn similarities into the weighted sum of softmax over the row and softmax over the column, in place."""
+    With a shift the tile's values become exp(similarity - shift).
+    """
     s = tile.values
-    rows = row_lse[tile.top : tile.bottom, None]
-    columns = None if column_lse is None else column_lse[None, tile.left : tile.right]
-    shift = _shift(s, bound)
+    if shift is None:
+        return s.logsumexp(1).to(wide), s.logsumexp(0).to(wide) if columns else None
+    over_row, over_column = s.new_empty(len(s), dtype=wide), s.new_zeros(s.shape[1], dtype=wide)
+    for rows, values, _ in tile.strips():
+        (values.sub_(shift) if shift else values).exp_()
+        over_row[rows] = values.sum(1)
+        if columns:
+            over_column += values.sum(0)
+    return over_row.log_().add_(shift), over_column.log_().add_(shift) if columns else None
+
+
+def _to_gradient(
+    tile: Tile,
+    weights: list[Tensor],
+    row_lse: Tensor,
+    column_lse: Tensor | None,
+    shift: float | None,
+    exponentials: bool,
+) -> None:
+    """Turn similarities into the weighted sum of softmax over the row and softmax over the column, in place.
+
+    Args:
+        exponentials: with a shift, the tile holds exp(similarity - shift) instead.
+    """
+    dtype = tile.values.dtype
+    row_lse = row_lse[tile.top : tile.bottom, None]
+    column_lse = None if column_lse is None else column_lse[None, tile.left : tile.right]
     if shift is not None:
-        (s.sub_(shift) if shift else s).exp_()
-        factor = (weights[0] * (shift - rows).exp()).to(s.dtype)
-        if columns is not None:
-            factor = torch.add(factor, (weights[1] * (shift - columns).exp()).to(s.dtype), out=tile.scratch)
-        s.mul_(factor)
+        by_row = (weights[0] * (shift - row_lse).exp()).to(dtype)
+        by_column = None if column_lse is None else (weights[1] * (shift - column_lse).exp()).to(dtype)
+        for rows, values, scratch in tile.strips():
+            if not exponentials:
+                (values.sub_(shift) if shift else values).exp_()
+            values.mul_(by_row[rows] if by_column is None else torch.add(by_row[rows], by_column, out=scratch))
         return
-    if columns is not None:
-        torch.sub(s, columns.to(s.dtype), out=tile.scratch).exp_().mul_(weights[1].to(s.dtype))
-    s.sub_(rows.to(s.dtype)).exp_().mul_(weights[0].to(s.dtype))
-    if columns is not None:
-        s.add_(tile.scratch)
+    row_lse, column_lse = row_lse.to(dtype), None if column_lse is None else column_lse.to(dtype)
+    for rows, values, scratch in tile.strips():
+        if column_lse is not None:
+            torch.sub(values, column_lse, out=scratch).exp_().mul_(weights[1].to(dtype))
+        values.sub_(row_lse[rows]).exp_().mul_(weights[0].to(dtype))
+        if column_lse is not None:
+            values.add_(scratch)

@@ -15,6 +15,10 @@ from mmalign.batch import Embeddings
 _TILE_BYTES = {"cpu": 16 << 20, "cuda": 256 << 20}
 """A tile should stay in a CPU's last-level cache, and fill a GPU; more would only cost memory."""
 
+_STRIP_BYTES = {"cpu": 2 << 20, "cuda": 32 << 20}
+"""What is done to a tile's entries, one operation after the other, is done to as much of it as a core's own cache
+holds, or as much as fills a GPU."""
+
 
 @dataclass(frozen=True)
 class Tile:
@@ -25,7 +29,14 @@ class Tile:
     left: int
     right: int
     values: Float[Tensor, "tile_rows tile_columns"]
-    scratch: Float[Tensor, "tile_rows tile_columns"]
+    scratch: Float[Tensor, "strip_rows tile_columns"]
+
+    def strips(self) -> Iterator[tuple[slice, Float[Tensor, "part columns"], Float[Tensor, "part columns"]]]:
+        """Rows, counted from `top`, with their values and memory to work in."""
+        height = len(self.scratch)
+        for first in range(0, len(self.values), height):
+            values = self.values[first : first + height]
+            yield slice(first, first + len(values)), values, self.scratch[: len(values)]
 
 
 def tile_shape(rows: int, columns: int, dtype: torch.dtype, device: torch.device) -> tuple[int, int]:
@@ -38,17 +49,23 @@ def tile_shape(rows: int, columns: int, dtype: torch.dtype, device: torch.device
 
 def tiles(
     rows: int, columns: int, dtype: torch.dtype, device: torch.device, shape: tuple[int, int] | None = None
-) -> Iterator[Tile]:
+) -> list[Tile]:
     """Cover a rows × columns matrix, left to right within a band of rows. All tiles share the same memory."""
     height, width = shape or tile_shape(rows, columns, dtype, device)
-    memory = torch.empty(2, min(height, rows) * min(width, columns), dtype=dtype, device=device)
-    for top in range(0, rows, height):
+    height, width = min(height, rows), min(width, columns)
+    strip = min(height, max(1, _STRIP_BYTES.get(device.type, _STRIP_BYTES["cuda"]) // (dtype.itemsize * max(1, width))))
+    memory, scratch = (torch.empty(n * width, dtype=dtype, device=device) for n in (height, strip))
+    found = []
+    for top in range(0, rows, height or 1):
         bottom = min(top + height, rows)
-        for left in range(0, columns, width):
+        for left in range(0, columns, width or 1):
             right = min(left + width, columns)
-            size = (bottom - top) * (right - left)
-            values, scratch = memory[:, :size].view(2, bottom - top, right - left).unbind()
-            yield Tile(top, bottom, left, right, values, scratch)
+            values, work = (
+                m[: n * (right - left)].view(n, right - left)
+                for m, n in ((memory, bottom - top), (scratch, min(strip, bottom - top)))
+            )
+            found.append(Tile(top, bottom, left, right, values, work))
+    return found
 
 
 def along(x: Float[Tensor, "rows dim"], grad_x: Float[Tensor, "rows dim"], tile: Tile) -> Float[Tensor, ""]:

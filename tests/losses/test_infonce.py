@@ -90,6 +90,26 @@ def test_float32_agrees_to_a_millionth(scale, repeated):
     assert_close(gradients(found, [a, b, logit_scale]), gradients(expected, exact), 1e-6)
 
 
+@pytest.mark.parametrize("scale", [14.3, 100.0, 5000.0])
+@pytest.mark.parametrize("tile", [(12, 12), (5, 7)])
+def test_a_second_backward_pass_finds_the_same(scale, tile):
+    """The first has used up the tile that the forward pass left."""
+    a, b = random_vectors(12, 6, 0)
+    logit_scale = torch.tensor(scale, dtype=torch.float64, requires_grad=True)
+    loss = softmax_contrast(a, b, logit_scale, Positives.of(torch.arange(12) // 2, 0, 12), 0.5, 0.5, tile)
+    first, second = (torch.autograd.grad(loss, [a, b, logit_scale], retain_graph=True) for _ in range(2))
+    assert_close(list(second), list(first), 1e-12)
+
+
+def test_several_losses_at_a_time_do_not_disturb_each_other():
+    a, b = random_vectors(12, 6, 0)
+    c, d = random_vectors(12, 6, 1)
+    loss = InfoNCE("a", "b").double()
+    one, other = loss(embeddings(a, b)), loss(embeddings(c, d))
+    expected = gradients(loss(embeddings(a, b)), [a, b]) + gradients(loss(embeddings(c, d)), [c, d])
+    assert_close(gradients(one + other, [a, b, c, d]), expected, 1e-12)
+
+
 def test_gradients_by_finite_differences():
     a, b = random_vectors(5, 3, 1)
     scale = torch.tensor(3.0, dtype=torch.float64, requires_grad=True)

@@ -21,24 +21,28 @@ def embeddings(rows: tuple[int, int] | None = None) -> Embeddings:
     return Embeddings({"a": a, "b": b}, {"a": everywhere, "b": everywhere}, torch.arange(BATCH) // 2, rows=rows)
 
 
-@pytest.mark.parametrize("shape", [(BATCH, BATCH), (20, 30)])
 @pytest.mark.parametrize(
-    ("loss", "rows", "products"),
+    ("loss", "rows", "shape", "numbers"),
     [
-        (InfoNCE("a", "b"), None, 4),  # similarities twice, and two gradients
-        (SigLIP("a", "b"), None, 3),
-        (InfoNCE("a", "b"), (12, 24), 2),  # a quarter of the anchors, in each of two directions
-        (SigLIP("a", "b"), (12, 24), 0.75),
+        # The similarities of everything but the last tile twice, and two gradients.
+        (InfoNCE("a", "b"), None, (BATCH, BATCH), 3 * BATCH * BATCH),
+        (InfoNCE("a", "b"), None, (20, 30), 4 * BATCH * BATCH - 8 * 18),
+        # A quarter of the anchors, in each of two directions.
+        (InfoNCE("a", "b"), (12, 24), (BATCH, BATCH), 2 * 3 * 12 * BATCH),
+        (InfoNCE("a", "b"), (12, 24), (20, 30), 2 * (4 * 12 * BATCH - 12 * 18)),
+        (SigLIP("a", "b"), None, (BATCH, BATCH), 3 * BATCH * BATCH),
+        (SigLIP("a", "b"), None, (20, 30), 3 * BATCH * BATCH),
+        (SigLIP("a", "b"), (12, 24), (20, 30), 3 * 12 * BATCH),
     ],
 )
 def test_products_forward_and_backward(
-    loss: Loss, rows: tuple[int, int] | None, products: float, shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+    loss: Loss, rows: tuple[int, int] | None, shape: tuple[int, int], numbers: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tiles, "tile_shape", lambda *_: shape)
     given = embeddings(rows)
     with FlopCounterMode(display=False) as counter:
         loss(given).backward()
-    assert counter.get_total_flops() == products * 2 * BATCH * BATCH * DIM
+    assert counter.get_total_flops() == numbers * 2 * DIM
 
 
 class Types(TorchDispatchMode):
