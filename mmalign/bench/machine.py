@@ -14,10 +14,10 @@ _PACKAGES = (
 )  # fmt: skip
 
 
-def versions() -> dict[str, str | None]:
+def versions(device: str = "cpu") -> dict[str, str | None]:
     """Of Python and of the packages that take part; None for those that are not installed."""
     found: dict[str, str | None] = {"python": platform.python_version()}
-    for package in _PACKAGES:
+    for package in (*_PACKAGES, *(("inf_cl",) if device == "cuda" else ())):
         try:
             found[package] = version(package)
         except PackageNotFoundError:

@@ -21,7 +21,7 @@ def facts(settings: Settings) -> dict[str, Any]:
         "machine": machine(settings.device),
         "device": settings.device,
         "matrix_extension": matrix_extension() or None,
-        "versions": versions(),
+        "versions": versions(settings.device),
         "threads": settings.threads,
         "scale": settings.scale,
         "memory": measure_name(settings.device),

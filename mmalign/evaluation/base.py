@@ -1,10 +1,11 @@
 """The contract of evaluators."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from mmalign.data.config import suggestion
 from mmalign.evaluation.table import Row
 
 if TYPE_CHECKING:
@@ -47,3 +48,14 @@ class Evaluator(ABC):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:  # noqa: B027
         """The inverse of `state_dict`; an empty state means that nothing was kept yet."""
+
+
+def require(key: str, name: str, known: Iterable[str]) -> None:
+    """For `check`: the setting `key` names a modality, which must be one of the known.
+
+    Raises:
+        ValueError: it is none; names the setting.
+    """
+    names = list(known)
+    if name not in names:
+        raise ValueError(f"{key}: model and data have no {name!r}{suggestion(name, names)}")

@@ -13,7 +13,7 @@ from mmalign.data.config import ShardData
 from mmalign.data.faults import SampleError
 from mmalign.data.shardset import ShardSet
 from mmalign.evaluation import chance
-from mmalign.evaluation.base import Evaluator, Moment
+from mmalign.evaluation.base import Evaluator, Moment, require
 from mmalign.evaluation.bootstrap import mean_intervals
 from mmalign.evaluation.embed import bound_modalities, embed_modality
 from mmalign.evaluation.retrieval_metrics import TIE_TOLERANCE
@@ -72,6 +72,10 @@ class ZeroShotClassification(Evaluator):
         self.text_modality = text_modality
         self.dataset = dataset or Path(data.shards).name
         self.batch_size = batch_size
+
+    def check(self, model: "Aligner") -> None:
+        require("modality", self.modality, bound_modalities(model, self.data))
+        require("text_modality", self.text_modality, model.modalities)
 
     def evaluate(self, model: "Aligner", moment: Moment, column: str) -> Iterator[Row]:
         maker = RowMaker(moment, column, self.dataset, self.data.split)

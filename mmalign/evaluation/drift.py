@@ -10,7 +10,7 @@ from torch import Tensor
 from mmalign.checks import at_least
 from mmalign.data.config import ShardData
 from mmalign.evaluation import similarity
-from mmalign.evaluation.base import Evaluator, Moment
+from mmalign.evaluation.base import Evaluator, Moment, require
 from mmalign.evaluation.embed import Embedded, bound_modalities, embed_modality
 from mmalign.evaluation.retrieval_metrics import rank_queries
 from mmalign.evaluation.retrieval_scores import METRICS, retrieval_scores
@@ -41,6 +41,9 @@ class TowerDrift(Evaluator):
         self.neighbours = neighbours
         self._reference: Tensor | None = None
         self._reference_hash = ""
+
+    def check(self, model: "Aligner") -> None:
+        require("modality", self.modality, model.modalities)
 
     def evaluate(self, model: "Aligner", moment: Moment, column: str) -> Iterator[Row]:
         if self.data is None:
@@ -117,6 +120,9 @@ class TranslationRetrieval(Evaluator):
         self.most = most
         self.min_items = min_items
         self.batch_size = batch_size
+
+    def check(self, model: "Aligner") -> None:
+        require("modality", self.modality, bound_modalities(model, self.data))
 
     def evaluate(self, model: "Aligner", moment: Moment, column: str) -> Iterator[Row]:
         maker = RowMaker(moment, column, Path(self.data.shards).name, self.data.split)

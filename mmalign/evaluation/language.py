@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mmalign.data.config import ShardData
-from mmalign.evaluation.base import Evaluator, Moment
+from mmalign.evaluation.base import Evaluator, Moment, require
 from mmalign.evaluation.bootstrap import mean_intervals, ratio_intervals
 from mmalign.evaluation.cloze_items import cloze_items
 from mmalign.evaluation.minimal_pairs import PAIRS_PER_PHENOMENON, minimal_pairs
@@ -59,6 +59,9 @@ class LanguageModeling(Evaluator):
         self.modality = modality
         self.dataset = dataset or Path(data.shards).name
 
+    def check(self, model: "Aligner") -> None:
+        require("modality", self.modality, model.modalities)
+
     def evaluate(self, model: "Aligner", moment: Moment, column: str) -> Iterator[Row]:
         texts = read_texts(self.data, self.modality)
         maker = RowMaker(moment, column, self.dataset, self.data.split, text_hash([text.text for text in texts]))
@@ -92,6 +95,9 @@ class MinimalPairs(Evaluator):
         self.modality = modality
         self.pairs_per_phenomenon = pairs_per_phenomenon
 
+    def check(self, model: "Aligner") -> None:
+        require("modality", self.modality, model.modalities)
+
     def evaluate(self, model: "Aligner", moment: Moment, column: str) -> Iterator[Row]:
         everything, taken = minimal_pairs(), dict[str, int]()
         pairs = []
@@ -118,6 +124,9 @@ class Cloze(Evaluator):
 
     def __init__(self, modality: str = "text") -> None:
         self.modality = modality
+
+    def check(self, model: "Aligner") -> None:
+        require("modality", self.modality, model.modalities)
 
     def evaluate(self, model: "Aligner", moment: Moment, column: str) -> Iterator[Row]:
         items = cloze_items()

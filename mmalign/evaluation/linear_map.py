@@ -9,7 +9,7 @@ from torch import Tensor
 
 from mmalign.checks import at_least
 from mmalign.data.config import ShardData
-from mmalign.evaluation.base import Evaluator, Moment
+from mmalign.evaluation.base import Evaluator, Moment, require
 from mmalign.evaluation.embed import Embedded, bound_modalities, embed_modality
 from mmalign.evaluation.retrieval_metrics import rank_queries
 from mmalign.evaluation.retrieval_scores import METRICS, retrieval_scores
@@ -64,6 +64,11 @@ class LinearMap(Evaluator):
         self.batch_size = batch_size
         self.chosen_ridge: float | None = None
         """The penalty of the last evaluation."""
+
+    def check(self, model: "Aligner") -> None:
+        for data in (self.data, *self.train):
+            for key, name in (("source", self.source), ("target", self.target)):
+                require(f"{key} ({data.shards})", name, bound_modalities(model, data))
 
     def evaluate(self, model: "Aligner", moment: Moment, column: str) -> Iterator[Row]:
         maker = RowMaker(moment, column, self.dataset, self.data.split)

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmalign.checks import at_least
-from mmalign.data.config import ShardData, suggestion
-from mmalign.evaluation.base import Evaluator, Moment
+from mmalign.data.config import ShardData
+from mmalign.evaluation.base import Evaluator, Moment, require
 from mmalign.evaluation.diagnostics import modality_gap_plot
 from mmalign.evaluation.embed import Embedded, bound_modalities, embed_modality, fuse
 from mmalign.evaluation.examples import retrieval_examples
@@ -97,10 +97,7 @@ class Retrieval(Evaluator):
         for key, directions in (given | {"directions": self.directions or []}).items():
             for direction in directions:
                 for name in re.split(r"->|\+", re.sub(r"\[[^]]*\]", "", direction)):
-                    if name not in known:
-                        raise ValueError(
-                            f"{key}: {direction!r}: model and data have no {name!r}{suggestion(name, known)}"
-                        )
+                    require(f"{key}: {direction!r}", name, known)
                 if "+" in direction and model.fusion is None:
                     raise ValueError(f"{key}: {direction!r} needs a fusion, and the model has none")
         if len(bound) < 2 and not self.directions and not self.main_direction:

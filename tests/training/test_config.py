@@ -109,6 +109,29 @@ def test_a_mistake_of_a_later_stage_is_named_before_the_first(changes, message):
     assert message in str(error.value)
 
 
+SHARDS = {"shards": "data/any", "split": "test", "modalities": {"image": "jpg", "text": "txt"}}
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "key", "unknown"),
+    [
+        ("LanguageModeling", {"data": SHARDS, "modality": "txt"}, "modality", "txt"),
+        ("MinimalPairs", {"modality": "txt"}, "modality", "txt"),
+        ("Cloze", {"modality": "txt"}, "modality", "txt"),
+        ("TowerDrift", {"modality": "txt"}, "modality", "txt"),
+        ("TranslationRetrieval", {"data": SHARDS, "modality": "audio"}, "modality", "audio"),
+        ("ZeroShotClassification", {"data": SHARDS, "label": "shape", "modality": "imag"}, "modality", "imag"),
+        ("ZeroShotClassification", {"data": SHARDS, "label": "shape", "text_modality": "txt"}, "text_modality", "txt"),
+        ("LinearMap", {"data": SHARDS, "train": [SHARDS], "source": "imag"}, "source (data/any)", "imag"),
+    ],
+)
+def test_a_column_that_could_never_have_a_score_is_named_before_the_first_stage(name, settings, key, unknown):
+    column = {"class_path": f"mmalign.evaluation.{name}", "init_args": settings}
+    with pytest.raises(ValueError) as error:  # noqa: PT011 - the message is compared below
+        build_experiment(check_config(read_config(DEBUG, {"evaluation.more": column})))
+    assert f"evaluation.more.{key}: model and data have no {unknown!r}" in str(error.value)
+
+
 def test_data_of_stages_before_and_with_joint_also_of_those_to_come_may_be_needed():
     joint = {"joint": {"class_path": "mmalign.retention.Joint", "init_args": {"future": True}}}
     first = {"stages.image_text.losses": {"audio_text": 1.0}, "retention": joint}
