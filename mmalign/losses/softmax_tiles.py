@@ -3,7 +3,7 @@
 For similarities s_ij = logit_scale · x_i·y_j the loss needs the log-sum-exp of every row and every column, and its
 gradient is (softmax over the row + softmax over the column - positives). The forward pass keeps the log-sum-exps and
 the last tile of s, the backward pass starts with that and computes each other tile again: three matrix products where
-all is one tile, up to four instead of three where it is not, and no matrix.
+all is one tile, up to four where it is not, and no matrix.
 """
 
 from typing import Any
