@@ -52,7 +52,7 @@ class InfoNCEAgainstOpenClip(_Contrast):
             return ""
         batch = self.batch("mmalign")
         kept = math.prod(tile_shape(batch, batch, torch.float32, torch.device("cpu"))) / batch**2
-        return product_roofline(batch, 4 - kept, 6, 2, 14, quantity.bar, medians, ceilings)
+        return product_roofline(batch, quantity.bar, medians, ceilings, products=4 - kept, peer_products=6, passes=8)
 
 
 class InfoNCEGrowth(_Contrast):
@@ -93,35 +93,38 @@ class SigLIPAgainstOpenClip(_Contrast):
     def roofline(self, quantity: Quantity, medians: Mapping[str, Mapping[str, float]], ceilings: Ceilings) -> str:
         if quantity.label != "time":
             return ""
-        return product_roofline(self.batch("mmalign"), 3, 3, 2, 11, quantity.bar, medians, ceilings)
+        batch = self.batch("mmalign")
+        return product_roofline(batch, quantity.bar, medians, ceilings, products=3, peer_products=3, passes=7)
 
 
 def product_roofline(
     batch: int,
-    products: float,
-    peer_products: int,
-    exponentials: int,
-    passes: int,
     bar: str,
     medians: Mapping[str, Mapping[str, float]],
     ceilings: Ceilings,
+    *,
+    products: float,
+    peer_products: int,
+    passes: int,
 ) -> str:
     """The least time of the arithmetic at the measured rates, and with the passes over memory, over the peer's time.
 
     Args:
-        passes: how often torch's operators read or write each similarity, one after the other.
+        products: of [batch, DIM] by [DIM, batch]; beside them two exponentials for each similarity.
+        passes: how often each similarity is read or written beyond the cores' own caches: by the products that make and
+            use it, and once each way for all that is done to a strip.
     """
     operations = 2 * batch * batch * DIM
-    least = products * operations / ceilings.matmul_flops + exponentials * batch**2 / ceilings.exp_per_second
+    least = products * operations / ceilings.matmul_flops + 2 * batch**2 / ceilings.exp_per_second
     moved = 4 * passes * batch**2
     unfused = least + moved / ceilings.bytes_per_second
     peer = medians["open_clip"]["seconds"]
     return (
         f"{products:.3g} products of {operations / 1e9:.1f} GFLOP (the peer: {peer_products}) at the measured "
-        f"{ceilings.matmul_flops / 1e9:.0f} GFLOP/s and {exponentials} · {batch}² exponentials at "
+        f"{ceilings.matmul_flops / 1e9:.0f} GFLOP/s and 2 · {batch}² exponentials at "
         f"{ceilings.exp_per_second / 1e9:.2f} G/s take {least:.2f} s, the peer takes {peer:.2f} s: where one tile of "
-        f"similarities is kept, no ratio below {least / peer:.2f} is possible here, and none below "
-        f"{unfused / peer:.2f} with operators that are not fused, which go over each similarity {passes} times: "
-        f"{moved / 1e9:.1f} GB at {ceilings.bytes_per_second / 1e9:.0f} GB/s; reached "
+        f"similarities is kept, no ratio below {least / peer:.2f} is possible here; operators that are "
+        f"not fused go over each similarity {passes} times, {moved / 1e9:.1f} GB at "
+        f"{ceilings.bytes_per_second / 1e9:.0f} GB/s, which makes it {unfused / peer:.2f}; reached "
         f"{medians['mmalign']['seconds'] / peer:.2f}{verdict(least / peer, bar)}"
     )

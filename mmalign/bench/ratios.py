@@ -71,7 +71,9 @@ def verdict(possible: float, bar: str) -> str:
         return f"; the bar of {bar} is out of reach"
     sign, _, limit = bar.partition(" ")
     share = possible / float(limit) if sign == "<=" else float(limit) / possible
-    return f"; the bar of {bar} asks for {share:.0%} of what the machine allows"
+    return (
+        f"; the bar of {bar} asks for {share:.0%} of what the machine allows, so this alone does not explain the miss"
+    )
 
 
 def difference(a: np.ndarray, b: np.ndarray, kind: str) -> float:

@@ -158,7 +158,7 @@ def _relevant_scores(
     widest = max(end - begin for _, begin, end in strips)
     scores = rows.new_empty(len(rows), min(widest, tile))
     most = torch.arange(min(int((stop - first).max()), tile), device=rows.device)
-    at_a_time = _SELECTED // max(1, len(most))
+    at_a_time = max(1, _SELECTED // max(1, len(most)))
     for offset in range(0, widest, tile):
         for part, begin, end in strips:
             left, right = begin + offset, min(begin + offset + tile, end)

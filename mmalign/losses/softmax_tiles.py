@@ -142,6 +142,10 @@ def _shift(s: Tensor, bound: float) -> float | None:
     return (low + high) / 2 if high - low <= 2 * safe else None
 
 
+def _exponentiate(values: Tensor, shift: float) -> None:
+    (values.sub_(shift) if shift else values).exp_()
+
+
 def _log_sums(
     tile: Tile, shift: float | None, wide: torch.dtype, columns: bool
 ) -> tuple[Float[Tensor, " tile_rows"], Float[Tensor, " tile_columns"] | None]:
@@ -154,7 +158,7 @@ def _log_sums(
         return s.logsumexp(1).to(wide), s.logsumexp(0).to(wide) if columns else None
     over_row, over_column = s.new_empty(len(s), dtype=wide), s.new_zeros(s.shape[1], dtype=wide)
     for rows, values, _ in tile.strips():
-        (values.sub_(shift) if shift else values).exp_()
+        _exponentiate(values, shift)
         over_row[rows] = values.sum(1)
         if columns:
             over_column += values.sum(0)
@@ -182,7 +186,7 @@ def _to_gradient(
         by_column = None if column_lse is None else (weights[1] * (shift - column_lse).exp()).to(dtype)
         for rows, values, scratch in tile.strips():
             if not exponentials:
-                (values.sub_(shift) if shift else values).exp_()
+                _exponentiate(values, shift)
             values.mul_(by_row[rows] if by_column is None else torch.add(by_row[rows], by_column, out=scratch))
         return
     row_lse, column_lse = row_lse.to(dtype), None if column_lse is None else column_lse.to(dtype)

@@ -52,18 +52,18 @@ def tiles(
 ) -> list[Tile]:
     """Cover a rows × columns matrix, left to right within a band of rows. All tiles share the same memory."""
     height, width = shape or tile_shape(rows, columns, dtype, device)
-    height, width = min(height, rows), min(width, columns)
-    strip = min(height, max(1, _STRIP_BYTES.get(device.type, _STRIP_BYTES["cuda"]) // (dtype.itemsize * max(1, width))))
-    memory, scratch = (torch.empty(n * width, dtype=dtype, device=device) for n in (height, strip))
+    widest_tile = min(width, columns)
+    strip = max(1, _STRIP_BYTES.get(device.type, _STRIP_BYTES["cuda"]) // (dtype.itemsize * max(1, widest_tile)))
+    strip = min(strip, height, rows)
+    memory = torch.empty(min(height, rows) * widest_tile, dtype=dtype, device=device)
+    scratch = torch.empty(strip * widest_tile, dtype=dtype, device=device)
     found = []
-    for top in range(0, rows, height or 1):
+    for top in range(0, rows, height):
         bottom = min(top + height, rows)
-        for left in range(0, columns, width or 1):
+        for left in range(0, columns, width):
             right = min(left + width, columns)
-            values, work = (
-                m[: n * (right - left)].view(n, right - left)
-                for m, n in ((memory, bottom - top), (scratch, min(strip, bottom - top)))
-            )
+            high, wide, low = bottom - top, right - left, min(strip, bottom - top)
+            values, work = memory[: high * wide].view(high, wide), scratch[: low * wide].view(low, wide)
             found.append(Tile(top, bottom, left, right, values, work))
     return found
 

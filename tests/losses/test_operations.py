@@ -32,6 +32,7 @@ def embeddings(rows: tuple[int, int] | None = None) -> Embeddings:
         (InfoNCE("a", "b"), (12, 24), (20, 30), 2 * (4 * 12 * BATCH - 12 * 18)),
         (SigLIP("a", "b"), None, (BATCH, BATCH), 3 * BATCH * BATCH),
         (SigLIP("a", "b"), None, (20, 30), 3 * BATCH * BATCH),
+        (SigLIP("a", "b"), (12, 24), (BATCH, BATCH), 3 * 12 * BATCH),
         (SigLIP("a", "b"), (12, 24), (20, 30), 3 * 12 * BATCH),
     ],
 )
