@@ -1,32 +1,48 @@
 """The contrastive losses, forward and backward, against open_clip's and against themselves at four times the batch."""
 
 import math
+import statistics
 from collections.abc import Callable, Mapping
 from typing import ClassVar
 
 import torch
+from torch.nn import functional as F
 
 from mmalign.bench.base import Benchmark, Ceilings, Outcome, Quantity
 from mmalign.bench.loss_step import DIM, PEERS, LossName, loss_step
 from mmalign.bench.ratios import verdict
-from mmalign.losses.tiles import tile_shape
+from mmalign.losses.tiles import KEPT_TILES, add_product, product, tile_shape, tiles
+from mmalign.training.ceiling import timed
 
 _BATCH = 8192
+_BARE = "products"
 _LOSSES = {"infonce": "open_clip ClipLoss", "siglip": "open_clip SigLipLoss"}
 
 
 class _Contrast(Benchmark):
-    """Unit vectors of two modalities -> loss and gradients."""
+    """Unit vectors of two modalities -> loss and gradients.
+
+    Attributes:
+        kept_tiles: of the similarities, which the loss needs not compute twice; None where it needs none twice.
+        repeats: steps in a process of which the median counts.
+    """
 
     loss: ClassVar[LossName] = "infonce"
+    kept_tiles: ClassVar[int | None] = KEPT_TILES["cpu"]
+    repeats: ClassVar[int] = 3
 
     def batch(self, side: str) -> int:
         return self.settings.size(_BATCH, multiple=8, least=32)
 
     def load(self, side: str) -> Callable[[], Outcome]:
+        if side == _BARE:
+            bare = bare_products(self.batch(side), self.kept_tiles)
+            bare()
+            return lambda: Outcome(statistics.median(timed(bare) for _ in range(self.repeats)))
         peer = side if side in PEERS else None
         loss_step(64, self.loss, peer)()
-        return loss_step(self.batch(side), self.loss, peer)
+        step = loss_step(self.batch(side), self.loss, peer)
+        return lambda: step.steady(self.repeats)
 
 
 def _quantities(peer: str, time_bar: str, memory_bar: str) -> tuple[Quantity, ...]:
@@ -39,20 +55,18 @@ def _quantities(peer: str, time_bar: str, memory_bar: str) -> tuple[Quantity, ..
 
 
 class InfoNCEAgainstOpenClip(_Contrast):
-    """Both keep fp32; the peer holds two B × B matrices and more, mmalign one tile."""
+    """Both keep fp32; the peer holds two B × B matrices and more, mmalign a few tiles."""
 
     name = "infonce"
     title = "InfoNCE, forward and backward, 8,192 × 512"
-    sides = ("open_clip", "mmalign")
+    sides = ("open_clip", "mmalign", _BARE)
     needs: ClassVar = {"open_clip": ("open_clip",)}
     quantities = _quantities(_LOSSES["infonce"], "<= 0.4", "<= 0.125")
 
     def roofline(self, quantity: Quantity, medians: Mapping[str, Mapping[str, float]], ceilings: Ceilings) -> str:
-        if quantity.label != "time":
-            return ""
         batch = self.batch("mmalign")
-        kept = math.prod(tile_shape(batch, batch, torch.float32, torch.device("cpu"))) / batch**2
-        return product_roofline(batch, quantity.bar, medians, ceilings, products=4 - kept, peer_products=6, passes=8)
+        twice = 1 - _kept_share(batch, self.kept_tiles)
+        return _product_roofline(batch, quantity, medians, ceilings, products=3.0 + twice, exponentials=1.0 + twice)
 
 
 class InfoNCEGrowth(_Contrast):
@@ -61,6 +75,7 @@ class InfoNCEGrowth(_Contrast):
     name = "infonce-32768"
     title = "InfoNCE, forward and backward, 32,768 × 512"
     sides = ("8192", "32768")
+    repeats = 1
     quantities = (
         Quantity("peak memory", "bytes", "32768", "8192", "itself at 8,192", "<= 3", unit="bytes"),
         Quantity("time", "seconds", "32768", "8192", "itself at 8,192", "<= 18"),
@@ -72,10 +87,13 @@ class InfoNCEGrowth(_Contrast):
     def roofline(self, quantity: Quantity, medians: Mapping[str, Mapping[str, float]], ceilings: Ceilings) -> str:
         if quantity.measure != "bytes":
             return ""
-        gradients, tile = 2 * 4 * DIM, 16 * 2**20
-        small, large = (gradients * self.batch(side) + tile for side in self.sides)
+        gradients = 2 * 4 * DIM
+        small, large = (
+            gradients * batch + 4 * int(_kept_share(batch, self.kept_tiles) * batch**2)
+            for batch in map(self.batch, self.sides)
+        )
         return (
-            f"{gradients} bytes of gradients a row, which the caller gets, and a tile of 16 MiB make "
+            f"{gradients} bytes of gradients a row, which the caller gets, and the tiles that are kept make "
             f"{small / 2**20:.0f} and {large / 2**20:.0f} MiB, a ratio of {large / small:.2f}; without tiles it is 4"
         )
 
@@ -85,46 +103,69 @@ class SigLIPAgainstOpenClip(_Contrast):
 
     name = "siglip"
     title = "SigLIP, forward and backward, 8,192 × 512"
-    sides = ("open_clip", "mmalign")
+    sides = ("open_clip", "mmalign", _BARE)
     needs: ClassVar = {"open_clip": ("open_clip",)}
     loss: ClassVar[LossName] = "siglip"
+    kept_tiles = None
     quantities = _quantities(_LOSSES["siglip"], "<= 0.7", "<= 0.16666667")
 
     def roofline(self, quantity: Quantity, medians: Mapping[str, Mapping[str, float]], ceilings: Ceilings) -> str:
-        if quantity.label != "time":
-            return ""
-        batch = self.batch("mmalign")
-        return product_roofline(batch, quantity.bar, medians, ceilings, products=3, peer_products=3, passes=7)
+        return _product_roofline(self.batch("mmalign"), quantity, medians, ceilings, products=3.0, exponentials=2.0)
 
 
-def product_roofline(
+def _kept_share(batch: int, kept_tiles: int | None) -> float:
+    """Of the batch² similarities, in float32 on a CPU."""
+    if kept_tiles is None:
+        return 1.0
+    return min(1.0, kept_tiles * math.prod(tile_shape(batch, batch, torch.float32, torch.device("cpu"))) / batch**2)
+
+
+def bare_products(batch: int, kept_tiles: int | None) -> Callable[[], None]:
+    """The matrix products of a loss and its gradients, in the same tiles, and nothing else."""
+    x, y = F.normalize(torch.randn(2, batch, DIM), dim=2).unbind()
+    grad_x, grad_y = torch.zeros_like(x), torch.zeros_like(y)
+    covering = tiles(batch, batch, x.dtype, x.device)
+    twice = 0 if kept_tiles is None else len(covering) - kept_tiles
+
+    def run() -> None:
+        for number, tile in enumerate(covering):
+            band, other = x[tile.top : tile.bottom], y[tile.left : tile.right]
+            for _ in range(1 + (number < twice)):
+                product(band, other.T, 1.0, tile)
+            add_product(grad_x[tile.top : tile.bottom], tile.values, other)
+            add_product(grad_y[tile.left : tile.right], tile.values.T, band)
+
+    return run
+
+
+def _product_roofline(
     batch: int,
-    bar: str,
+    quantity: Quantity,
     medians: Mapping[str, Mapping[str, float]],
     ceilings: Ceilings,
     *,
     products: float,
-    peer_products: int,
-    passes: int,
+    exponentials: float,
 ) -> str:
-    """The least time of the arithmetic at the measured rates, and with the passes over memory, over the peer's time.
+    """Over the peer's time: that of the products alone, with the exponentials at the measured rate, and with what goes
+    over memory besides, each similarity forth and back in the forward and in the backward pass.
 
     Args:
-        products: of [batch, DIM] by [DIM, batch]; beside them two exponentials for each similarity.
-        passes: how often each similarity is read or written beyond the cores' own caches: by the products that make and
-            use it, and once each way for all that is done to a strip.
+        products: of [batch, DIM] by [DIM, batch].
+        exponentials: for each similarity.
     """
-    operations = 2 * batch * batch * DIM
-    least = products * operations / ceilings.matmul_flops + 2 * batch**2 / ceilings.exp_per_second
-    moved = 4 * passes * batch**2
+    if quantity.label != "time":
+        return ""
+    peer, bare = medians["open_clip"]["seconds"], medians[_BARE]["seconds"]
+    least = bare + exponentials * batch**2 / ceilings.exp_per_second
+    moved = 4 * 4 * batch**2
     unfused = least + moved / ceilings.bytes_per_second
-    peer = medians["open_clip"]["seconds"]
+    rate = products * 2 * batch**2 * DIM / bare
     return (
-        f"{products:.3g} products of {operations / 1e9:.1f} GFLOP (the peer: {peer_products}) at the measured "
-        f"{ceilings.matmul_flops / 1e9:.0f} GFLOP/s and 2 · {batch}² exponentials at "
-        f"{ceilings.exp_per_second / 1e9:.2f} G/s take {least:.2f} s, the peer takes {peer:.2f} s: where one tile of "
-        f"similarities is kept, no ratio below {least / peer:.2f} is possible here; operators that are "
-        f"not fused go over each similarity {passes} times, {moved / 1e9:.1f} GB at "
-        f"{ceilings.bytes_per_second / 1e9:.0f} GB/s, which makes it {unfused / peer:.2f}; reached "
-        f"{medians['mmalign']['seconds'] / peer:.2f}{verdict(least / peer, bar)}"
+        f"the {products:.3g} products alone, in the same tiles, take {bare:.3f} s, {rate / 1e9:.0f} GFLOP/s where one "
+        f"large product reached {ceilings.matmul_flops / 1e9:.0f}, and {exponentials:.3g} · {batch}² exponentials at "
+        f"{ceilings.exp_per_second / 1e9:.2f} G/s take {least - bare:.3f} s; the peer takes {peer:.3f} s: with these "
+        f"products no ratio below {least / peer:.3f} is possible here; operators that are not fused move "
+        f"{moved / 1e9:.1f} GB besides, which at {ceilings.bytes_per_second / 1e9:.0f} GB/s makes it "
+        f"{unfused / peer:.3f}; reached {medians['mmalign']['seconds'] / peer:.3f}{verdict(least / peer, quantity.bar)}"
     )

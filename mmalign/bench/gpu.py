@@ -4,7 +4,6 @@ What they must reach there is not set: time, memory and share of what matrix pro
 sides compute must be equal.
 """
 
-import statistics
 from collections.abc import Callable
 from typing import ClassVar
 
@@ -15,7 +14,7 @@ from mmalign.bench.frozen import FrozenTowers
 from mmalign.bench.loss_step import DIM, PEERS, LossName, LossStep, loss_step
 from mmalign.bench.material import Shape
 from mmalign.bench.training import TrainingStep
-from mmalign.training.ceiling import matmul_flops, timed
+from mmalign.training.ceiling import matmul_flops
 
 _REPEATS = 9
 _TRAINER = "open_clip_train.main"
@@ -67,13 +66,14 @@ class _LossOnGpu(Benchmark):
         rate = matmul_flops(device, dtype)
         batch = self.settings.size(self.rows, multiple=8, least=32)
         step = loss_step(batch, self.loss, peer if peer in PEERS else None, self.settings.device, dtype)
-        return lambda: self._measured(step, 3 * 2 * batch**2 * DIM / rate, device)
+        return lambda: self._measured(step, 3 * 2 * batch**2 * DIM / rate)
 
-    def _measured(self, step: LossStep, least: float, device: torch.device) -> Outcome:
+    def _measured(self, step: LossStep, least: float) -> Outcome:
         """`least`: seconds that the necessary products alone would take."""
-        arrays = step().arrays  # and warm
-        seconds = statistics.median(timed(step.run, device) for _ in range(_REPEATS))
-        return Outcome(seconds, {"share": least / seconds}, arrays)
+        outcome = step.steady(_REPEATS)
+        assert outcome.seconds is not None
+        outcome.values["share"] = least / outcome.seconds
+        return outcome
 
 
 class _InfoNCEOnGpu(_LossOnGpu):

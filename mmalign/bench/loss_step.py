@@ -1,6 +1,8 @@
 """One forward and backward pass of a contrastive loss, mmalign's or a peer's."""
 
+import statistics
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
@@ -12,6 +14,7 @@ from mmalign.batch import Embeddings
 from mmalign.bench.base import Outcome
 from mmalign.losses.infonce import InfoNCE
 from mmalign.losses.siglip import SigLIP
+from mmalign.training.ceiling import timed
 
 DIM = 512
 LossName = Literal["infonce", "siglip"]
@@ -40,7 +43,16 @@ class LossStep:
         return loss.detach()
 
     def __call__(self) -> Outcome:
+        return self._outcome(self.run())
+
+    def steady(self, repeats: int) -> Outcome:
+        """What a step takes in a training: the median of `repeats`, after a first one that waits for memory."""
         loss = self.run()
+        device = self._inputs["x"].device
+        seconds = statistics.median(timed(self.run, device) for _ in range(repeats))
+        return replace(self._outcome(loss), seconds=seconds)
+
+    def _outcome(self, loss: Tensor) -> Outcome:
         arrays = {
             f"gradient.{name}": np.asarray(tensor.grad.cpu().float())
             for name, tensor in self._inputs.items()

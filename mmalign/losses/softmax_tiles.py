@@ -2,8 +2,8 @@
 
 For similarities s_ij = logit_scale · x_i·y_j the loss needs the log-sum-exp of every row and every column, and its
 gradient is (softmax over the row + softmax over the column - positives). The forward pass keeps the log-sum-exps and
-the last tile of s, the backward pass starts with that and computes each other tile again: three matrix products where
-all is one tile, up to four where it is not, and no matrix.
+the last tiles of s, a fixed number, the backward pass starts with these and computes each other tile again: three
+matrix products where they are all, up to four where they are not, and no matrix.
 """
 
 from typing import Any
@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mmalign.losses.tiles import Positives, Tile, add_product, along, tiles, widest
+from mmalign.losses.tiles import KEPT_TILES, Positives, Tile, add_product, along, product, tiles, widest
 
 _SAFE_EXPONENT = {torch.float32: 64.0, torch.float64: 500.0}
 """exp(±this), summed over millions of entries, is neither infinite nor subnormal."""
@@ -51,29 +51,30 @@ class _SoftmaxContrast(torch.autograd.Function):
         weights: tuple[float, float],
         shape: tuple[int, int] | None,
     ) -> Tensor:
-        bound = _bound(x, y, logit_scale)
+        scale = float(logit_scale)
+        bound = _bound(x, y, scale)
         wide = widest(x.device)
         row_lse = x.new_full((len(x),), -torch.inf, dtype=wide)
         column_lse = x.new_full((len(y),), -torch.inf, dtype=wide)
         attraction = x.new_zeros((), dtype=wide)
-        shift: float | None = None
-        covering = tiles(len(x), len(y), x.dtype, x.device, shape)
+        kept = KEPT_TILES.get(x.device.type, KEPT_TILES["cuda"])
+        covering = tiles(len(x), len(y), x.dtype, x.device, shape, kept)
+        shifts = []
         for tile in covering:
-            if tile.left == 0:
-                band = x[tile.top : tile.bottom] * logit_scale.to(x.dtype)
-            s = torch.mm(band, y[tile.left : tile.right].T, out=tile.values)
+            s = product(x[tile.top : tile.bottom], y[tile.left : tile.right].T, scale, tile)
             rows, columns = positives.within(tile)
             attraction += s[rows, columns].to(wide) @ positives.share(tile, rows)
-            shift = _shift(s, bound)
-            over_row, over_column = _log_sums(tile, shift, wide, bool(weights[1]))
+            shifts.append(_shift(s, bound))
+            over_row, over_column = _log_sums(tile, shifts[-1], wide, bool(weights[1]))
             lse = row_lse[tile.top : tile.bottom]
             torch.logaddexp(lse, over_row, out=lse)
             if over_column is not None:
                 lse = column_lse[tile.left : tile.right]
                 torch.logaddexp(lse, over_column, out=lse)
-        ctx.save_for_backward(x, y, logit_scale, row_lse, column_lse)
-        ctx.positives, ctx.weights, ctx.shape, ctx.bound = positives, weights, shape, bound
-        ctx.last = (covering, shift)
+        ctx.save_for_backward(x, y, row_lse, column_lse)
+        ctx.positives, ctx.weights, ctx.shape, ctx.scale, ctx.bound = positives, weights, shape, scale, bound
+        ctx.scale_dtype = logit_scale.dtype
+        ctx.kept = (covering, shifts[-kept:])
         loss = weights[0] * row_lse.sum() - sum(weights) * attraction
         if weights[1]:
             loss += weights[1] * column_lse.sum()
@@ -82,52 +83,47 @@ class _SoftmaxContrast(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        x, y, logit_scale, row_lse, column_lse = ctx.saved_tensors
+        x, y, row_lse, column_lse = ctx.saved_tensors
         needs_x, needs_y, needs_scale = ctx.needs_input_grad[:3]
         weights = [weight * gradient.to(row_lse.dtype) for weight in ctx.weights]
         grad_x = torch.zeros_like(x)
         grad_y = torch.zeros_like(y) if needs_y else None
         grad_scale = row_lse.new_zeros(())
-        # The last tile is as the forward pass left it; after that, or in a second backward pass, none is.
-        covering, shift = ctx.last or (tiles(len(x), len(y), x.dtype, x.device, ctx.shape), None)
-        known, ctx.last = ctx.last is not None, None
+        # The last tiles are as the forward pass left them; in a second backward pass none is.
+        covering, shifts = ctx.kept or (tiles(len(x), len(y), x.dtype, x.device, ctx.shape), [])
+        ctx.kept = None
         with torch.autocast(x.device.type, enabled=False):
             for tile in reversed(covering):
-                if tile.right == len(y):
-                    band = x[tile.top : tile.bottom] * logit_scale.to(x.dtype)
-                other = y[tile.left : tile.right]
+                band, other = x[tile.top : tile.bottom], y[tile.left : tile.right]
                 s = tile.values
-                if not known:
-                    torch.mm(band, other.T, out=s)
-                    shift = _shift(s, ctx.bound)
+                known = bool(shifts)
+                shift = shifts.pop() if known else _shift(product(band, other.T, ctx.scale, tile), ctx.bound)
                 _to_gradient(tile, weights, row_lse, column_lse if ctx.weights[1] else None, shift, known)
-                known = False
                 rows, columns = ctx.positives.within(tile)
                 s[rows, columns] -= (sum(weights) * ctx.positives.share(tile, rows)).to(s.dtype)
                 if needs_x or needs_scale:
                     add_product(grad_x[tile.top : tile.bottom], s, other)
                 if grad_y is not None:
-                    add_product(grad_y[tile.left : tile.right], s.T, band)
+                    add_product(grad_y[tile.left : tile.right], s.T, band, ctx.scale)
                 if tile.left == 0:
                     grad_scale += along(x, grad_x, tile)
-        grad_x.mul_(logit_scale.to(x.dtype))
+        grad_x.mul_(ctx.scale)
         return (
             (grad_x if needs_x else None),
             grad_y,
-            (grad_scale.to(logit_scale.dtype) if needs_scale else None),
+            (grad_scale.to(ctx.scale_dtype) if needs_scale else None),
             None,
             None,
             None,
         )
 
 
-def _bound(x: Tensor, y: Tensor, logit_scale: Tensor) -> float:
+def _bound(x: Tensor, y: Tensor, scale: float) -> float:
     """No similarity is larger than this in magnitude (Cauchy and Schwarz)."""
     if not len(x) or not len(y):
         return 0.0
-    return float(
-        logit_scale.abs() * torch.linalg.vector_norm(x, dim=1).max() * torch.linalg.vector_norm(y, dim=1).max()
-    )
+    longest = [torch.linalg.vector_norm(vectors, dim=1).max() for vectors in (x, y)]
+    return abs(scale) * float(longest[0] * longest[1])
 
 
 def _shift(s: Tensor, bound: float) -> float | None:

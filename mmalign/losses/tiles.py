@@ -20,6 +20,10 @@ _STRIP_BYTES = {"cpu": 2 << 20, "cuda": 32 << 20}
 holds, or as much as fills a GPU."""
 
 
+KEPT_TILES = {"cpu": 4, "cuda": 1}
+"""So many tiles at most stay from a pass over all of them to the next, which then need not make them again."""
+
+
 @dataclass(frozen=True)
 class Tile:
     """Rows `top … bottom-1` against columns `left … right-1`, with memory for their similarities and to work in."""
@@ -48,23 +52,32 @@ def tile_shape(rows: int, columns: int, dtype: torch.dtype, device: torch.device
 
 
 def tiles(
-    rows: int, columns: int, dtype: torch.dtype, device: torch.device, shape: tuple[int, int] | None = None
+    rows: int,
+    columns: int,
+    dtype: torch.dtype,
+    device: torch.device,
+    shape: tuple[int, int] | None = None,
+    own: int = 1,
 ) -> list[Tile]:
-    """Cover a rows × columns matrix, left to right within a band of rows. All tiles share the same memory."""
+    """Cover a rows × columns matrix, left to right within a band of rows.
+
+    Args:
+        own: so many tiles at the end have memory of their own each; those before them share that of the first of these.
+    """
     height, width = shape or tile_shape(rows, columns, dtype, device)
     widest_tile = min(width, columns)
     strip = max(1, _STRIP_BYTES.get(device.type, _STRIP_BYTES["cuda"]) // (dtype.itemsize * max(1, widest_tile)))
     strip = min(strip, height, rows)
-    memory = torch.empty(min(height, rows) * widest_tile, dtype=dtype, device=device)
+    corners = [(top, left) for top in range(0, rows, height) for left in range(0, columns, width)]
+    own = min(own, len(corners))
+    memory = [torch.empty(min(height, rows) * widest_tile, dtype=dtype, device=device) for _ in range(own)]
     scratch = torch.empty(strip * widest_tile, dtype=dtype, device=device)
     found = []
-    for top in range(0, rows, height):
-        bottom = min(top + height, rows)
-        for left in range(0, columns, width):
-            right = min(left + width, columns)
-            high, wide, low = bottom - top, right - left, min(strip, bottom - top)
-            values, work = memory[: high * wide].view(high, wide), scratch[: low * wide].view(low, wide)
-            found.append(Tile(top, bottom, left, right, values, work))
+    for number, (top, left) in enumerate(corners, start=own - len(corners)):
+        bottom, right = min(top + height, rows), min(left + width, columns)
+        high, wide, low = bottom - top, right - left, min(strip, bottom - top)
+        values, work = memory[max(0, number)][: high * wide].view(high, wide), scratch[: low * wide].view(low, wide)
+        found.append(Tile(top, bottom, left, right, values, work))
     return found
 
 
@@ -82,9 +95,14 @@ def widest(device: torch.device) -> torch.dtype:
     return torch.float32 if device.type == "mps" else torch.float64
 
 
-def add_product(total: Tensor, a: Float[Tensor, "m k"], b: Float[Tensor, "k n"]) -> None:
-    """total += a @ b, in place; `addmm_` does the same, but torch's counter of operations doesn't know it."""
-    torch.addmm(total, a, b, out=total)
+def product(a: Float[Tensor, "m k"], b: Float[Tensor, "k n"], scale: float, tile: Tile) -> Float[Tensor, "m n"]:
+    """scale · (a @ b), in the tile's memory."""
+    return torch.addmm(tile.values, a, b, beta=0, alpha=scale, out=tile.values)
+
+
+def add_product(total: Tensor, a: Float[Tensor, "m k"], b: Float[Tensor, "k n"], scale: float = 1.0) -> None:
+    """total += scale · (a @ b), in place; `addmm_` does the same, but torch's counter of operations doesn't know it."""
+    torch.addmm(total, a, b, alpha=scale, out=total)
 
 
 @dataclass(frozen=True)

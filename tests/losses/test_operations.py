@@ -24,12 +24,14 @@ def embeddings(rows: tuple[int, int] | None = None) -> Embeddings:
 @pytest.mark.parametrize(
     ("loss", "rows", "shape", "numbers"),
     [
-        # The similarities of everything but the last tile twice, and two gradients.
+        # The similarities of everything but the last four tiles twice, and two gradients.
         (InfoNCE("a", "b"), None, (BATCH, BATCH), 3 * BATCH * BATCH),
-        (InfoNCE("a", "b"), None, (20, 30), 4 * BATCH * BATCH - 8 * 18),
+        (InfoNCE("a", "b"), None, (30, 30), 3 * BATCH * BATCH),
+        (InfoNCE("a", "b"), None, (20, 30), 4 * BATCH * BATCH - 28 * BATCH),
         # A quarter of the anchors, in each of two directions.
         (InfoNCE("a", "b"), (12, 24), (BATCH, BATCH), 2 * 3 * 12 * BATCH),
-        (InfoNCE("a", "b"), (12, 24), (20, 30), 2 * (4 * 12 * BATCH - 12 * 18)),
+        (InfoNCE("a", "b"), (12, 24), (20, 30), 2 * 3 * 12 * BATCH),
+        (InfoNCE("a", "b"), (12, 24), (5, 10), 2 * (4 * 12 * BATCH - 2 * 38)),
         (SigLIP("a", "b"), None, (BATCH, BATCH), 3 * BATCH * BATCH),
         (SigLIP("a", "b"), None, (20, 30), 3 * BATCH * BATCH),
         (SigLIP("a", "b"), (12, 24), (BATCH, BATCH), 3 * 12 * BATCH),
