@@ -23,12 +23,10 @@ class _Contrast(Benchmark):
     """Unit vectors of two modalities -> loss and gradients.
 
     Attributes:
-        kept_tiles: of the similarities, which the loss needs not compute twice; None where it needs none twice.
         repeats: steps in a process of which the median counts.
     """
 
     loss: ClassVar[LossName] = "infonce"
-    kept_tiles: ClassVar[int | None] = KEPT_TILES["cpu"]
     repeats: ClassVar[int] = 3
 
     def batch(self, side: str) -> int:
@@ -36,7 +34,7 @@ class _Contrast(Benchmark):
 
     def load(self, side: str) -> Callable[[], Outcome]:
         if side == _BARE:
-            bare = bare_products(self.batch(side), self.kept_tiles)
+            bare = bare_products(self.batch(side))
             bare()
             return lambda: Outcome(statistics.median(timed(bare) for _ in range(self.repeats)))
         peer = side if side in PEERS else None
@@ -64,9 +62,25 @@ class InfoNCEAgainstOpenClip(_Contrast):
     quantities = _quantities(_LOSSES["infonce"], "<= 0.4", "<= 0.125")
 
     def roofline(self, quantity: Quantity, medians: Mapping[str, Mapping[str, float]], ceilings: Ceilings) -> str:
+        """Over the peer's time: that of the products alone, with the exponentials at the measured rate, and with what
+        goes over memory besides, each similarity forth and back in the forward and in the backward pass."""
+        if quantity.label != "time":
+            return ""
         batch = self.batch("mmalign")
-        twice = 1 - _kept_share(batch, self.kept_tiles)
-        return _product_roofline(batch, quantity, medians, ceilings, products=3.0 + twice, exponentials=1.0 + twice)
+        twice = 1 - _kept(batch) / batch**2
+        ours, peer, bare = (medians[side]["seconds"] for side in ("mmalign", "open_clip", _BARE))
+        rate = (3 + twice) * 2 * batch**2 * DIM / bare
+        least = bare + (1 + twice) * batch**2 / ceilings.exp_per_second
+        moved = 4 * 4 * batch**2
+        unfused = least + moved / ceilings.bytes_per_second
+        return (
+            f"the {3 + twice:.3g} products alone, in the same tiles, take {bare:.3f} s, {rate / 1e9:.0f} GFLOP/s where "
+            f"one large product reached {ceilings.matmul_flops / 1e9:.0f}, and {1 + twice:.3g} · {batch}² exponentials "
+            f"at {ceilings.exp_per_second / 1e9:.2f} G/s take {least - bare:.3f} s; the peer, with 6 products, takes "
+            f"{peer:.3f} s: with these products no ratio below {least / peer:.3f} is possible here; operators that are "
+            f"not fused move {moved / 1e9:.1f} GB besides, which at {ceilings.bytes_per_second / 1e9:.0f} GB/s makes "
+            f"it {unfused / peer:.3f}; reached {ours / peer:.3f}{verdict(least / peer, quantity.bar)}"
+        )
 
 
 class InfoNCEGrowth(_Contrast):
@@ -88,10 +102,7 @@ class InfoNCEGrowth(_Contrast):
         if quantity.measure != "bytes":
             return ""
         gradients = 2 * 4 * DIM
-        small, large = (
-            gradients * batch + 4 * int(_kept_share(batch, self.kept_tiles) * batch**2)
-            for batch in map(self.batch, self.sides)
-        )
+        small, large = (gradients * batch + 4 * _kept(batch) for batch in map(self.batch, self.sides))
         return (
             f"{gradients} bytes of gradients a row, which the caller gets, and the tiles that are kept make "
             f"{small / 2**20:.0f} and {large / 2**20:.0f} MiB, a ratio of {large / small:.2f}; without tiles it is 4"
@@ -103,69 +114,29 @@ class SigLIPAgainstOpenClip(_Contrast):
 
     name = "siglip"
     title = "SigLIP, forward and backward, 8,192 × 512"
-    sides = ("open_clip", "mmalign", _BARE)
+    sides = ("open_clip", "mmalign")
     needs: ClassVar = {"open_clip": ("open_clip",)}
     loss: ClassVar[LossName] = "siglip"
-    kept_tiles = None
     quantities = _quantities(_LOSSES["siglip"], "<= 0.7", "<= 0.16666667")
 
-    def roofline(self, quantity: Quantity, medians: Mapping[str, Mapping[str, float]], ceilings: Ceilings) -> str:
-        return _product_roofline(self.batch("mmalign"), quantity, medians, ceilings, products=3.0, exponentials=2.0)
+
+def _kept(batch: int) -> int:
+    """Similarities that InfoNCE keeps for the backward pass, in float32 on a CPU."""
+    return min(batch**2, KEPT_TILES["cpu"] * math.prod(tile_shape(batch, batch, torch.float32, torch.device("cpu"))))
 
 
-def _kept_share(batch: int, kept_tiles: int | None) -> float:
-    """Of the batch² similarities, in float32 on a CPU."""
-    if kept_tiles is None:
-        return 1.0
-    return min(1.0, kept_tiles * math.prod(tile_shape(batch, batch, torch.float32, torch.device("cpu"))) / batch**2)
-
-
-def bare_products(batch: int, kept_tiles: int | None) -> Callable[[], None]:
-    """The matrix products of a loss and its gradients, in the same tiles, and nothing else."""
+def bare_products(batch: int) -> Callable[[], None]:
+    """The matrix products of InfoNCE and its gradients, in the same tiles, and nothing else."""
     x, y = F.normalize(torch.randn(2, batch, DIM), dim=2).unbind()
     grad_x, grad_y = torch.zeros_like(x), torch.zeros_like(y)
     covering = tiles(batch, batch, x.dtype, x.device)
-    twice = 0 if kept_tiles is None else len(covering) - kept_tiles
 
     def run() -> None:
-        for number, tile in enumerate(covering):
+        for number, tile in enumerate(covering, start=KEPT_TILES["cpu"] - len(covering)):
             band, other = x[tile.top : tile.bottom], y[tile.left : tile.right]
-            for _ in range(1 + (number < twice)):
+            for _ in range(2 if number < 0 else 1):
                 product(band, other.T, 1.0, tile)
             add_product(grad_x[tile.top : tile.bottom], tile.values, other)
             add_product(grad_y[tile.left : tile.right], tile.values.T, band)
 
     return run
-
-
-def _product_roofline(
-    batch: int,
-    quantity: Quantity,
-    medians: Mapping[str, Mapping[str, float]],
-    ceilings: Ceilings,
-    *,
-    products: float,
-    exponentials: float,
-) -> str:
-    """Over the peer's time: that of the products alone, with the exponentials at the measured rate, and with what goes
-    over memory besides, each similarity forth and back in the forward and in the backward pass.
-
-    Args:
-        products: of [batch, DIM] by [DIM, batch].
-        exponentials: for each similarity.
-    """
-    if quantity.label != "time":
-        return ""
-    peer, bare = medians["open_clip"]["seconds"], medians[_BARE]["seconds"]
-    least = bare + exponentials * batch**2 / ceilings.exp_per_second
-    moved = 4 * 4 * batch**2
-    unfused = least + moved / ceilings.bytes_per_second
-    rate = products * 2 * batch**2 * DIM / bare
-    return (
-        f"the {products:.3g} products alone, in the same tiles, take {bare:.3f} s, {rate / 1e9:.0f} GFLOP/s where one "
-        f"large product reached {ceilings.matmul_flops / 1e9:.0f}, and {exponentials:.3g} · {batch}² exponentials at "
-        f"{ceilings.exp_per_second / 1e9:.2f} G/s take {least - bare:.3f} s; the peer takes {peer:.3f} s: with these "
-        f"products no ratio below {least / peer:.3f} is possible here; operators that are not fused move "
-        f"{moved / 1e9:.1f} GB besides, which at {ceilings.bytes_per_second / 1e9:.0f} GB/s makes it "
-        f"{unfused / peer:.3f}; reached {medians['mmalign']['seconds'] / peer:.3f}{verdict(least / peer, quantity.bar)}"
-    )
