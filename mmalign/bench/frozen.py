@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from mmalign.bench.base import Benchmark, Outcome, Quantity
+from mmalign.bench.base import NO_BAR, Benchmark, Outcome, Quantity
 from mmalign.bench.material import Shape, clip_name, write_pictures, write_towers
 from mmalign.bench.training import pictures, towers
 
@@ -89,14 +89,17 @@ class FrozenTowers(Benchmark):
 class FrozenPrefix(Benchmark):
     """The same weights, texts and steps; only whether the leading layers' outputs are remembered differs.
 
-    Both sides see every text once before the clock runs.
+    Two sides see every text once before the clock runs; "first" forgets all of them after every step.
     """
 
     name = "frozen-prefix"
-    title = "10 steps of the last 2 of 12 layers of a Llama of width 384, batch 64, texts of 16 tokens"
-    sides = ("recompute", "remembered")
+    title = "10 steps of the last 2 of 12 layers of a Llama of width 384, batch 64, texts of 8 to 24 tokens"
+    sides = ("recompute", "remembered", "first")
     quantities = (
         Quantity("samples per second", "rate", "remembered", "recompute", _PEER_PREFIX, ">= 2", unit="/s"),
+        Quantity(
+            "samples per second, no text seen before", "rate", "first", "recompute", _PEER_PREFIX, NO_BAR, unit="/s"
+        ),
         Quantity(
             "difference of the loss curve", "losses", "remembered", "recompute", _PEER_PREFIX, "<= 1e-5",
             "absolute",
@@ -119,7 +122,7 @@ class FrozenPrefix(Benchmark):
 
         torch.manual_seed(0)
         batch = self.settings.size(64, least=16)
-        capacity = 2**30 if side == "remembered" else 0
+        capacity = 0 if side == "recompute" else 2**30
         tower = TextCausalHF(
             str(self.folder / "llama"), pretrained=False, max_length=32, prefix_cache_bytes=capacity
         ).eval()
@@ -127,13 +130,15 @@ class FrozenPrefix(Benchmark):
         for layer in tower.layers()[-2:]:
             layer.requires_grad_(True)
         optimizer = torch.optim.AdamW([p for p in tower.parameters() if p.requires_grad], lr=1e-4, fused=True)
-        batches = torch.randint(0, 1000, (4, batch, 16))
-        mask = torch.ones(batch, 16, dtype=torch.bool)
+        batches = torch.randint(0, 1000, (4, batch, 24))
+        mask = torch.arange(24) < torch.randint(8, 25, (batch, 1))
         target = torch.randn(batch, tower.width)
 
         def run() -> Outcome:
             losses = []
             for step in range(_STEPS):
+                if side == "first":
+                    tower.prefix.forget()
                 pooled = torch.nn.functional.normalize(tower(batches[step % len(batches)], mask).pooled, dim=-1)
                 value = torch.nn.functional.cross_entropy(pooled @ target.T, torch.arange(batch))
                 optimizer.zero_grad()

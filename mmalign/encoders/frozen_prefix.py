@@ -3,7 +3,9 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from functools import partial
+from itertools import cycle, islice
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -11,8 +13,26 @@ from torch import Tensor, nn
 
 from mmalign.encoders.base import Encoder
 
+_Compute = Callable[[list[Int[Tensor, " _"]], "_Shape"], list[Float[Tensor, "_ width"]]]
+
 Forward = Callable[[Int[Tensor, "batch length"], Bool[Tensor, "batch length"]], Any]
 """Token ids and which of them count -> whatever the tower's own model returns."""
+
+
+_TOKENS = {"cpu": 128, "cuda": 2048}
+"""Texts that go through the prefix together have about so many, padding included."""
+
+_LENGTHS = 8
+"""Texts are padded to a multiple of this."""
+
+
+class _Shape(NamedTuple):
+    """Of what goes through the prefix at a time: so many texts, padded to so many tokens. A padding mask is another
+    way through a model than none, so that none of them is padded, or every one."""
+
+    texts: int
+    length: int
+    padded: bool
 
 
 @dataclass
@@ -22,12 +42,14 @@ class _Remembered:
     Attributes:
         weights: which they are.
         tuples: whether this model's blocks return theirs in a tuple.
+        alike: whether texts of this shape give the same bits together as each by itself.
     """
 
     weights: tuple[Any, ...] = ()
     rows: dict[bytes, Tensor] = field(default_factory=dict)
     bytes_used: int = 0
     tuples: bool = False
+    alike: dict[_Shape, bool] = field(default_factory=dict)
 
 
 class FrozenPrefix:
@@ -36,9 +58,10 @@ class FrozenPrefix:
     Of a tower whose last layers alone are trained, the layers before give the same for the same text at every epoch,
     replay and evaluation. With this they run once per text, and a step costs what the last layers cost.
 
-    Each text goes through the prefix alone and without autocast. What is remembered therefore doesn't depend on the
-    texts around it, nor on what was remembered before: a resumed run goes on bit by bit. It differs from the plain
-    tower by rounding.
+    What is remembered of a text doesn't depend on the texts around it, nor on what was remembered before: a resumed run
+    goes on bit by bit. To this end texts go through the prefix in groups of a fixed shape, padded to about the same
+    length, and by themselves, among copies, where such a group turns out to give them other bits (each shape is tried
+    once). What is remembered differs from the plain tower by rounding, and is computed without autocast.
 
     It is used in training steps, for as many leading layers as are frozen *and* in evaluation mode (dropout would make
     them random). Where no gradients are wanted the plain tower is computed, so that what an evaluation finds does not
@@ -48,9 +71,8 @@ class FrozenPrefix:
 
     Where it is used, a compiled tower's layers run uncompiled.
 
-    Cost: a text by itself makes slow matrix products. Of SmolLM2-135M with four layers trained, a step of 64 texts of
-    ten tokens takes, on one core with AMX, .38 times as long as without when all are remembered, and 10 times as long
-    when none is (in float32 .33 and 4.3 times): it pays for texts that are met more than about 15 times (6 times).
+    Cost: small groups make slow matrix products, so that a text met first costs more than without; `mmalign bench
+    frozen-prefix` measures both.
 
     Args:
         capacity_bytes: texts that would need more are computed again each time.
@@ -71,6 +93,11 @@ class FrozenPrefix:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return FrozenPrefix, (self.capacity_bytes,)
+
+    def forget(self) -> None:
+        """What was remembered of texts, here and in the teacher's."""
+        self._remembered.rows.clear()
+        self._remembered.bytes_used = 0
 
     def of_teacher(self) -> "FrozenPrefix":
         """One that remembers the same texts as this, in the same place, and is used without gradients, too."""
@@ -118,46 +145,77 @@ class FrozenPrefix:
         weights = [parameter for layer in layers[:frozen] for parameter in layer.parameters()]
         found = (depth, *((id(weight), weight._version, weight.data_ptr()) for weight in weights))
         if found != self._remembered.weights:
-            self._remembered.weights, self._remembered.bytes_used = found, 0
-            self._remembered.rows.clear()
+            self.forget()
+            self._remembered.alike.clear()
+            self._remembered.weights = found
         # one transfer for all rows: on a GPU each waits for all that was asked of it before
         ids, real = values.cpu(), attended.cpu()
-        rows = [self._row(forward, blocks, depth, ids[i][real[i]], values.device) for i in range(len(ids))]
+        texts = [row[mask] for row, mask in zip(ids, real, strict=True)]
+        keys = [text.numpy().tobytes() for text in texts]
+        rows = {key: self._remembered.rows[key] for key in keys if key in self._remembered.rows}
+        fresh = {key: text for key, text in zip(keys, texts, strict=True) if key not in rows}
+        longest = getattr(base.config, "max_position_embeddings", None)
+        compute = partial(self._prefix, forward, blocks, depth, values.device)
+        for shape, group in _groups(fresh, longest, _TOKENS.get(values.device.type, _TOKENS["cuda"])):
+            for key, row in zip(group, self._rows(compute, list(group.values()), shape), strict=True):
+                rows[key] = row.clone()  # not the whole group's memory
+                self._remember(key, rows[key])
         places = real.flatten().nonzero().squeeze(1).to(values.device)
-        given = rows[0].new_zeros(values.numel(), rows[0].shape[-1]).index_copy(0, places, torch.cat(rows))
+        hidden = torch.cat([rows[key] for key in keys])
+        given = hidden.new_zeros(values.numel(), hidden.shape[-1]).index_copy(0, places, hidden)
         given = given.unflatten(0, values.shape)
         with _forwards(blocks[:depth], [lambda *_, **__: self._like_blocks(given)] + [self._passed_on] * (depth - 1)):
             return forward(values, attended)
 
+    def _remember(self, key: bytes, row: Float[Tensor, "length width"]) -> None:
+        size = row.numel() * row.element_size()
+        if self.bytes_used + size <= self.capacity_bytes:
+            self._remembered.rows[key] = row
+            self._remembered.bytes_used += size
+
+    def _rows(self, compute: _Compute, texts: list[Int[Tensor, " _"]], shape: _Shape) -> list[Tensor]:
+        """What each text gives by itself among copies, at most `shape.texts` of them."""
+        alike = self._remembered.alike
+        if alike.get(shape):
+            return compute(texts, shape)[: len(texts)]
+        single = [compute([text], shape)[0] for text in texts]
+        if shape not in alike:
+            together = compute(texts, shape)
+            alike[shape] = all(torch.equal(row, single[place % len(texts)]) for place, row in enumerate(together))
+        return single
+
     @torch.no_grad()
-    def _row(
-        self, forward: Forward, blocks: nn.ModuleList, depth: int, ids: Int[Tensor, " length"], device: torch.device
-    ) -> Float[Tensor, "length width"]:
-        """`ids` are on the CPU, what is found is on `device`."""
-        key = ids.numpy().tobytes()
-        if key in self._remembered.rows:
-            return self._remembered.rows[key]
-        ids = ids.to(device)
+    def _prefix(
+        self,
+        forward: Forward,
+        blocks: nn.ModuleList,
+        depth: int,
+        device: torch.device,
+        texts: list[Int[Tensor, " _"]],
+        shape: _Shape,
+    ) -> list[Float[Tensor, "_ width"]]:
+        """Of the texts, again and again until the shape is full."""
         found: list[Tensor] = []
 
         def take(_module: nn.Module, _inputs: Any, output: Any) -> None:
             self._remembered.tuples = isinstance(output, tuple)
             if self._remembered.tuples and len(output) > 1:
                 raise ValueError("prefix_cache_bytes: the blocks of this model give each other more than vectors")
-            found.append((output[0] if self._remembered.tuples else output)[0])
+            found.append(output[0] if self._remembered.tuples else output)
 
+        ids = torch.zeros(shape.texts, shape.length, dtype=torch.long)
+        lengths = [len(text) for text in islice(cycle(texts), shape.texts)]
+        for row, text in zip(ids, cycle(texts)):
+            row[: len(text)] = text
+        real = torch.arange(shape.length) < torch.tensor(lengths)[:, None]
         hook = blocks[depth - 1].register_forward_hook(take)
         rest = blocks[depth:]
         try:
-            with torch.autocast(ids.device.type, enabled=False), _forwards(rest, [self._passed_on] * len(rest)):
-                forward(ids[None], torch.ones_like(ids[None], dtype=torch.bool))
+            with torch.autocast(device.type, enabled=False), _forwards(rest, [self._passed_on] * len(rest)):
+                forward(ids.to(device), real.to(device))
         finally:
             hook.remove()
-        size = found[0].numel() * found[0].element_size()
-        if self.bytes_used + size <= self.capacity_bytes:
-            self._remembered.rows[key] = found[0]
-            self._remembered.bytes_used += size
-        return found[0]
+        return [row[:length] for row, length in zip(found[0], lengths, strict=True)]
 
     def _like_blocks(self, hidden: Tensor) -> Any:
         """As the blocks of this model return it: some return a tuple."""
@@ -173,6 +231,25 @@ def _leading_frozen(layers: list[nn.Module]) -> int:
         if trained or any(part.training for part in layer.modules() if not isinstance(part, nn.ModuleList)):
             return count
     return len(layers)
+
+
+def _groups(
+    texts: dict[bytes, Int[Tensor, " _"]], longest: int | None, tokens: int
+) -> Iterator[tuple[_Shape, dict[bytes, Int[Tensor, " _"]]]]:
+    """Shapes, which depend on a text's length alone, with texts for them.
+
+    Args:
+        longest: no text is padded to more than this.
+        tokens: about so many in a shape.
+    """
+    by_shape: dict[_Shape, list[bytes]] = {}
+    for key, text in texts.items():
+        padded = -(-len(text) // _LENGTHS) * _LENGTHS
+        length = max(len(text), min(padded, longest or padded))
+        by_shape.setdefault(_Shape(max(1, tokens // max(1, length)), length, length > len(text)), []).append(key)
+    for shape, keys in by_shape.items():
+        for start in range(0, len(keys), shape.texts):
+            yield shape, {key: texts[key] for key in keys[start : start + shape.texts]}
 
 
 @contextmanager

@@ -6,7 +6,7 @@ import pickle
 import pytest
 import torch
 
-from mmalign.encoders.frozen_prefix import FrozenPrefix
+from mmalign.encoders.frozen_prefix import FrozenPrefix, _groups
 from mmalign.encoders.text_hf import TextCausalHF, TextHF
 
 TEXTS = ["a", "the small red circle", "the big circle is left of the green square", "a", "the cat"]
@@ -83,21 +83,89 @@ def test_bits_do_not_depend_on_what_was_seen_before(tower):
     assert all(torch.equal(first[2][name], second[2][name]) for name in first[2])
 
 
-def test_leading_blocks_run_once_per_text(tower):
-    trained(tower, 1)
+def watched(tower, change=lambda hidden: hidden):
+    """Shapes that the first block is given, call by call; `change` is done to what it gives."""
     block = next(m for m in tower.modules() if isinstance(m, torch.nn.ModuleList) and len(m) > 1)[0]
-    rows, own = [], block.forward
+    shapes, own = [], block.forward
 
     def counted(hidden, *arguments, **keywords):
-        rows.append(len(hidden))
-        return own(hidden, *arguments, **keywords)
+        shapes.append(hidden.shape[:2])
+        found = own(hidden, *arguments, **keywords)
+        return (change(found[0]),) if isinstance(found, tuple) else change(found)
 
     block.forward = counted
+    return shapes, block, counted
+
+
+def test_leading_blocks_run_once_per_text(tower):
+    trained(tower, 1)
+    shapes, block, counted = watched(tower)
     batch = collated(tower, TEXTS)
-    for _ in range(3):
+    result(tower, *batch)
+    tried = len(shapes)
+    for _ in range(2):
         result(tower, *batch)
-    assert rows == [1, 1, 1, 1]
+    assert len(shapes) == tried > 0
     assert block.forward is counted
+    result(tower, *collated(tower, [*TEXTS, "the dog"]))
+    assert len(shapes) == tried + 1
+    assert all(texts * length <= 128 for texts, length in shapes)
+
+
+@pytest.mark.parametrize("alike", [True, False])
+def test_texts_go_together_where_that_gives_the_same_bits(tower, alike):
+    """In another place of a product sums may be rounded otherwise; here it is made so, or made not to be."""
+    trained(tower, 1)
+    alone = copy.deepcopy(tower)
+
+    def change(hidden):
+        return hidden.mul(0.0).add(1.0) if alike else hidden.add(1e-3 * torch.arange(len(hidden))[:, None, None])
+
+    shapes, *_ = watched(tower, change)
+    watched(alone, change)
+    texts, mask = torch.cartesian_prod(torch.arange(5, 9), torch.arange(5, 8)), torch.ones(12, 2, dtype=torch.bool)
+    for batch in (slice(6), slice(6, 12)):
+        result(tower, texts[batch], mask[batch])
+    for i in range(12):
+        result(alone, texts[i : i + 1], mask[:1])
+    assert shapes == [(16, 8)] * (6 + 1 + (1 if alike else 6))
+    ours, theirs = tower.prefix._remembered.rows, alone.prefix._remembered.rows
+    assert ours.keys() == theirs.keys()
+    assert len(ours) == 12
+    assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+
+
+@pytest.mark.parametrize("length", [7, 8, 9, 31, 32])
+def test_a_text_has_the_same_bits_beside_any_other(tower, length):
+    """Up to the longest that the tower takes, with padding and without."""
+    trained(tower, 1)
+    alone = copy.deepcopy(tower)
+    values = torch.randint(5, 25, (40, 32), generator=torch.Generator().manual_seed(0))
+    lengths = torch.tensor([length, *range(1, 33), *[length] * 7])
+    mask = torch.arange(32) < lengths[:, None]
+    result(alone, values[:1, :length], mask[:1, :length])
+    ((key, expected),) = alone.prefix._remembered.rows.items()
+    for order in (torch.arange(40), torch.arange(39, -1, -1)):
+        tower.prefix.forget()
+        result(tower, values[order], mask[order])
+        assert torch.equal(tower.prefix._remembered.rows[key], expected)
+
+
+def test_a_shape_depends_on_the_length_of_a_text_alone():
+    texts = {bytes([length]): torch.zeros(length, dtype=torch.long) for length in (1, 8, 9, 15, 29, 30, 200)}
+    found = [(shape[:2], shape.padded, [len(text) for text in group.values()])
+             for shape, group in _groups(texts, 30, 64)]  # fmt: skip
+    assert found == [
+        ((8, 8), True, [1]),
+        ((8, 8), False, [8]),
+        ((4, 16), True, [9, 15]),
+        ((2, 30), True, [29]),
+        ((2, 30), False, [30]),
+        ((1, 200), False, [200]),
+    ]
+    assert [
+        len(group) for _, group in _groups({bytes([i]): torch.zeros(4, dtype=torch.long) for i in range(10)}, None, 32)
+    ] == [4, 4, 2]
 
 
 def test_an_evaluation_has_the_same_bits_whatever_is_trained(tower):
