@@ -134,11 +134,13 @@ class Positives:
             last = max(first, min(tile.bottom, tile.right - self.diagonal))
             along = torch.arange(first, last, device=device)
             return along - tile.top, along + (self.diagonal - tile.left)
-        same = self.row_labels[tile.top : tile.bottom, None] == self.column_labels[None, tile.left : tile.right]
-        if not same.any():  # the usual case away from the diagonal, and much cheaper than a search
-            none = torch.empty(0, dtype=torch.long, device=device)
-            return none, none
-        rows, columns = same.nonzero(as_tuple=True)
+        found = [torch.empty(0, 2, dtype=torch.long, device=device)]
+        row_labels, column_labels = self.row_labels[tile.top : tile.bottom], self.column_labels[tile.left : tile.right]
+        for strip, *_ in tile.strips():
+            same = row_labels[strip, None] == column_labels
+            if same.any():  # seldom away from the diagonal, and much cheaper than a search
+                found.append(same.nonzero() + torch.tensor([strip.start, 0], device=device))
+        rows, columns = torch.cat(found).unbind(1)
         return rows, columns
 
     def share(self, tile: Tile, rows: Int[Tensor, " pairs"]) -> Float[Tensor, " pairs"]:
