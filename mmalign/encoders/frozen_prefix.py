@@ -20,7 +20,7 @@ Forward = Callable[[Int[Tensor, "batch length"], Bool[Tensor, "batch length"]], 
 
 
 _TOKENS = {"cpu": 128, "cuda": 2048}
-"""Texts that go through the prefix together have about so many, padding included."""
+"""Texts that go through the prefix together have at most so many, padding included."""
 
 _LENGTHS = 8
 """Texts are padded to a multiple of this."""
@@ -42,7 +42,7 @@ class _Remembered:
     Attributes:
         weights: which they are.
         tuples: whether this model's blocks return theirs in a tuple.
-        alike: whether texts of this shape give the same bits together as each by itself.
+        alike: whether texts of this shape give the same bits beside each other as among copies of themselves.
     """
 
     weights: tuple[Any, ...] = ()
@@ -59,9 +59,10 @@ class FrozenPrefix:
     replay and evaluation. With this they run once per text, and a step costs what the last layers cost.
 
     What is remembered of a text doesn't depend on the texts around it, nor on what was remembered before: a resumed run
-    goes on bit by bit. To this end texts go through the prefix in groups of a fixed shape, padded to about the same
-    length, and by themselves, among copies, where such a group turns out to give them other bits (each shape is tried
-    once). What is remembered differs from the plain tower by rounding, and is computed without autocast.
+    goes on bit by bit. To this end texts of about one length go through the prefix in groups of a fixed shape. Whether
+    a text gives the same bits there beside others as among copies of itself is tried once for each shape; where it does
+    not, each text goes alone. What is remembered differs from the plain tower by rounding, and is computed without
+    autocast.
 
     It is used in training steps, for as many leading layers as are frozen *and* in evaluation mode (dropout would make
     them random). Where no gradients are wanted the plain tower is computed, so that what an evaluation finds does not
@@ -174,15 +175,14 @@ class FrozenPrefix:
             self._remembered.bytes_used += size
 
     def _rows(self, compute: _Compute, texts: list[Int[Tensor, " _"]], shape: _Shape) -> list[Tensor]:
-        """What each text gives by itself among copies, at most `shape.texts` of them."""
+        """What each of at most `shape.texts` texts gives, whatever the others are."""
         alike = self._remembered.alike
-        if alike.get(shape):
-            return compute(texts, shape)[: len(texts)]
-        single = [compute([text], shape)[0] for text in texts]
         if shape not in alike:
-            together = compute(texts, shape)
-            alike[shape] = all(torch.equal(row, single[place % len(texts)]) for place, row in enumerate(together))
-        return single
+            together, alone = compute(texts, shape), [compute([text], shape)[0] for text in texts]
+            alike[shape] = all(torch.equal(row, alone[place % len(texts)]) for place, row in enumerate(together))
+        if alike[shape]:
+            return compute(texts, shape)[: len(texts)]
+        return [compute([text], shape._replace(texts=1))[0] for text in texts]
 
     @torch.no_grad()
     def _prefix(
@@ -240,7 +240,7 @@ def _groups(
 
     Args:
         longest: no text is padded to more than this.
-        tokens: about so many in a shape.
+        tokens: at most so many in a shape of several texts.
     """
     by_shape: dict[_Shape, list[bytes]] = {}
     for key, text in texts.items():
