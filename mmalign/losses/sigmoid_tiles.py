@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mmalign.losses.tiles import Positives, add_product, along, tiles, widest
+from mmalign.losses.tiles import Positives, add_product, along, product, tiles, widest
 
 
 def sigmoid_contrast(
@@ -53,12 +53,10 @@ class _SigmoidContrast(torch.autograd.Function):
         grad_y = torch.zeros_like(y) if needs_y else None
         loss = x.new_zeros((), dtype=widest(x.device))
         grad_bias, grad_scale = torch.zeros_like(loss), torch.zeros_like(loss)
-        zero = x.new_zeros(())
+        zero, scale = x.new_zeros(()), float(logit_scale)
         for tile in tiles(len(x), len(y), x.dtype, x.device, shape):
-            if tile.left == 0:
-                band = x[tile.top : tile.bottom] * logit_scale.to(x.dtype)
-            other = y[tile.left : tile.right]
-            z = torch.mm(band, other.T, out=tile.values).add_(logit_bias.to(x.dtype))
+            band, other = x[tile.top : tile.bottom], y[tile.left : tile.right]
+            z = product(band, other.T, scale, tile).add_(logit_bias.to(x.dtype))
             rows, columns = positives.within(tile)
             z[rows, columns] *= -1  # the loss of a negative is softplus(z), that of a positive softplus(-z)
             for _, values, scratch in tile.strips():
@@ -73,11 +71,11 @@ class _SigmoidContrast(torch.autograd.Function):
             if grad_x is not None:
                 add_product(grad_x[tile.top : tile.bottom], z, other)
             if grad_y is not None:
-                add_product(grad_y[tile.left : tile.right], z.T, band)
+                add_product(grad_y[tile.left : tile.right], z.T, band, scale)
             if grad_x is not None and tile.right == len(y):
                 grad_scale += along(x, grad_x, tile)
         if grad_x is not None:
-            grad_x = grad_x.mul_(logit_scale.to(x.dtype)) if needs_x else None
+            grad_x = grad_x.mul_(scale) if needs_x else None
         found_scale = grad_scale.to(logit_scale.dtype) if needs_scale else None
         ctx.weight = weight
         ctx.save_for_backward(grad_x, grad_y, found_scale, grad_bias.to(logit_bias.dtype))
