@@ -79,7 +79,8 @@ class InfoNCEAgainstOpenClip(_Contrast):
             f"at {ceilings.exp_per_second / 1e9:.2f} G/s take {least - bare:.3f} s; the peer, with 6 products, takes "
             f"{peer:.3f} s: with these products no ratio below {least / peer:.3f} is possible here; operators that are "
             f"not fused move {moved / 1e9:.1f} GB besides, which at {ceilings.bytes_per_second / 1e9:.0f} GB/s makes "
-            f"it {unfused / peer:.3f}; reached {ours / peer:.3f}{verdict(least / peer, quantity.bar)}"
+            f"it {unfused / peer:.3f}; reached {ours / peer:.3f}"
+            f"{verdict(least / peer, quantity.bar, unfused / peer)}"
         )
 
 

@@ -65,15 +65,20 @@ def bars_held(rows: Sequence[Mapping[str, Any]]) -> str:
     return f"{sum(row['holds'] for row in rows)} of {sum(row['bar'] != NO_BAR for row in rows)}"
 
 
-def verdict(possible: float, bar: str) -> str:
-    """The end of a roofline: whether what the machine allows at best, `possible`, explains that the bar was missed."""
+def verdict(possible: float, bar: str, practical: float | None = None) -> str:
+    """The end of a roofline: whether what the machine allows at best, `possible`, explains that the bar was missed.
+
+    Args:
+        practical: the same where operators are not fused.
+    """
     if not reaches(possible, bar):
         return f"; the bar of {bar} is out of reach"
     sign, _, limit = bar.partition(" ")
     share = possible / float(limit) if sign == "<=" else float(limit) / possible
-    return (
-        f"; the bar of {bar} asks for {share:.0%} of what the machine allows, so this alone does not explain the miss"
-    )
+    asks = f"; the bar of {bar} asks for {share:.0%} of what the machine allows"
+    if practical is not None and not reaches(practical, bar):
+        return f"{asks}, and is out of reach of operators that are not fused"
+    return f"{asks}, so this alone does not explain the miss"
 
 
 def difference(a: np.ndarray, b: np.ndarray, kind: str) -> float:

@@ -66,6 +66,8 @@ def test_a_roofline_says_how_much_of_the_machine_a_bar_asks_for():
     assert "asks for 75% of" in verdict(0.3, "<= 0.4")
     assert "does not explain" in verdict(0.31, "<= 0.4")
     assert "out of reach" in verdict(4.5, ">= 5")
+    assert "does not explain" in verdict(0.31, "<= 0.4", 0.39)
+    assert "asks for 95% of what the machine allows, and is out of reach of op" in verdict(0.38, "<= 0.4", 0.41)
     assert "asks for 50% of" in verdict(10.0, ">= 5")
 
 
