@@ -58,6 +58,7 @@ class InfoNCEAgainstOpenClip(_Contrast):
     name = "infonce"
     title = "InfoNCE, forward and backward, 8,192 × 512"
     sides = ("open_clip", "mmalign", _BARE)
+    pairs = 9
     needs: ClassVar = {"open_clip": ("open_clip",)}
     quantities = _quantities(_LOSSES["infonce"], "<= 0.4", "<= 0.125")
 
