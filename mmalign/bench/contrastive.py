@@ -132,11 +132,12 @@ def bare_products(batch: int) -> Callable[[], None]:
     x, y = F.normalize(torch.randn(2, batch, DIM), dim=2).unbind()
     grad_x, grad_y = torch.zeros_like(x), torch.zeros_like(y)
     covering = tiles(batch, batch, x.dtype, x.device)
+    twice = len(covering) - KEPT_TILES["cpu"]
 
     def run() -> None:
-        for number, tile in enumerate(covering, start=KEPT_TILES["cpu"] - len(covering)):
+        for number, tile in enumerate(covering):
             band, other = x[tile.top : tile.bottom], y[tile.left : tile.right]
-            for _ in range(2 if number < 0 else 1):
+            for _ in range(2 if number < twice else 1):
                 product(band, other.T, 1.0, tile)
             add_product(grad_x[tile.top : tile.bottom], tile.values, other)
             add_product(grad_y[tile.left : tile.right], tile.values.T, band)

@@ -89,7 +89,7 @@ class FrozenTowers(Benchmark):
 class FrozenPrefix(Benchmark):
     """The same weights, texts and steps; only whether the leading layers' outputs are remembered differs.
 
-    Two sides see every text once before the clock runs; "first" forgets all of them after every step.
+    Two sides see every text once before the clock runs; "first" forgets all of them before every step.
     """
 
     name = "frozen-prefix"

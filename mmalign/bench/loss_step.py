@@ -47,7 +47,7 @@ class LossStep:
 
     def steady(self, repeats: int) -> Outcome:
         """What a step takes in a training: the median of `repeats`, after a first one that waits for memory."""
-        loss = self.run()
+        loss = self.run().cpu()  # a GPU has finished with it, too
         device = self._inputs["x"].device
         seconds = statistics.median(timed(self.run, device) for _ in range(repeats))
         return replace(self._outcome(loss), seconds=seconds)

@@ -18,11 +18,10 @@ _Compute = Callable[[list[Int[Tensor, " _"]], "_Shape"], list[Float[Tensor, "_ w
 Forward = Callable[[Int[Tensor, "batch length"], Bool[Tensor, "batch length"]], Any]
 """Token ids and which of them count -> whatever the tower's own model returns."""
 
-
-_TOKENS = {"cpu": 128, "cuda": 2048}
+_GROUP_TOKENS = {"cpu": 128, "cuda": 2048}
 """Texts that go through the prefix together have at most so many, padding included."""
 
-_LENGTHS = 8
+_LENGTH_MULTIPLE = 8
 """Texts are padded to a multiple of this."""
 
 
@@ -157,7 +156,7 @@ class FrozenPrefix:
         fresh = {key: text for key, text in zip(keys, texts, strict=True) if key not in rows}
         longest = getattr(base.config, "max_position_embeddings", None)
         compute = partial(self._prefix, forward, blocks, depth, values.device)
-        for shape, group in _groups(fresh, longest, _TOKENS.get(values.device.type, _TOKENS["cuda"])):
+        for shape, group in _groups(fresh, longest, _GROUP_TOKENS.get(values.device.type, _GROUP_TOKENS["cuda"])):
             for key, row in zip(group, self._rows(compute, list(group.values()), shape), strict=True):
                 rows[key] = row.clone()  # not the whole group's memory
                 self._remember(key, rows[key])
@@ -177,11 +176,13 @@ class FrozenPrefix:
     def _rows(self, compute: _Compute, texts: list[Int[Tensor, " _"]], shape: _Shape) -> list[Tensor]:
         """What each of at most `shape.texts` texts gives, whatever the others are."""
         alike = self._remembered.alike
-        if shape not in alike:
-            together, alone = compute(texts, shape), [compute([text], shape)[0] for text in texts]
-            alike[shape] = all(torch.equal(row, alone[place % len(texts)]) for place, row in enumerate(together))
-        if alike[shape]:
-            return compute(texts, shape)[: len(texts)]
+        if alike.get(shape, True):
+            together = compute(texts, shape)
+            if shape not in alike:
+                copies = [compute([text], shape)[0] for text in texts]
+                alike[shape] = all(torch.equal(row, copies[place % len(texts)]) for place, row in enumerate(together))
+            if alike[shape]:
+                return together[: len(texts)]
         return [compute([text], shape._replace(texts=1))[0] for text in texts]
 
     @torch.no_grad()
@@ -194,7 +195,7 @@ class FrozenPrefix:
         texts: list[Int[Tensor, " _"]],
         shape: _Shape,
     ) -> list[Float[Tensor, "_ width"]]:
-        """Of the texts, again and again until the shape is full."""
+        """What the texts give, repeated until the shape is full."""
         found: list[Tensor] = []
 
         def take(_module: nn.Module, _inputs: Any, output: Any) -> None:
@@ -244,9 +245,9 @@ def _groups(
     """
     by_shape: dict[_Shape, list[bytes]] = {}
     for key, text in texts.items():
-        padded = -(-len(text) // _LENGTHS) * _LENGTHS
-        length = max(len(text), min(padded, longest or padded))
-        by_shape.setdefault(_Shape(max(1, tokens // max(1, length)), length, length > len(text)), []).append(key)
+        rounded = -(-len(text) // _LENGTH_MULTIPLE) * _LENGTH_MULTIPLE
+        length = max(len(text), min(rounded, longest or rounded))
+        by_shape.setdefault(_Shape(max(1, tokens // length), length, length > len(text)), []).append(key)
     for shape, keys in by_shape.items():
         for start in range(0, len(keys), shape.texts):
             yield shape, {key: texts[key] for key in keys[start : start + shape.texts]}

@@ -23,7 +23,8 @@ class InfoNCE(Loss):
     Inputs: unit vectors of `a` and `b`, `present`, `group`; `rows` after gathering over ranks.
     Requirements: both modalities have the same number of channels. A batch of one sample teaches nothing.
     Cost: three products of [batch, dim] by [dim, batch], backward included, up to 4,096 rows on a CPU and 8,192 on a
-    GPU, and up to four beyond; memory for the gradients and at most 64 MiB of similarities on a CPU, 256 on a GPU.
+    GPU, and up to four beyond; memory for the gradients and at most 64 MiB of similarities on a CPU, 256 on a GPU,
+    of each head, and twice that on several ranks.
 
     Papers: van den Oord et al. 2018, Representation Learning with Contrastive Predictive Coding; Radford et al. 2021,
     Learning Transferable Visual Models From Natural Language Supervision; for several positives Khosla et al. 2020,

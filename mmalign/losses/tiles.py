@@ -19,7 +19,6 @@ _STRIP_BYTES = {"cpu": 2 << 20, "cuda": 32 << 20}
 """What is done to a tile's entries, one operation after the other, is done to as much of it as a core's own cache
 holds, or as much as fills a GPU."""
 
-
 KEPT_TILES = {"cpu": 4, "cuda": 1}
 """So many tiles at most stay from a pass over all of them to the next, which then need not make them again."""
 
